@@ -6,7 +6,7 @@ import math
 import operator
 import os
 import reprlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -73,10 +73,10 @@ def amount(value: Any, name: str) -> float:
 
 
 def several(value: Any) -> list[Any]:
-    """Return one value or several as a list. Text, paths and zero-dimensional arrays are one value; iterators are
-    consumed."""
+    """Return one value or several as a list. Text, paths, mappings and zero-dimensional arrays are one value; iterators
+    are consumed."""
     if callable(getattr(value, "tolist", None)):  # of NumPy, pandas or torch
         value = value.tolist()
-    if isinstance(value, str | bytes | os.PathLike) or not isinstance(value, Iterable):
+    if isinstance(value, str | bytes | os.PathLike | Mapping) or not isinstance(value, Iterable):
         return [value]
     return list(value)

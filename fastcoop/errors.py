@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,8 +32,13 @@ def nearest(word: str, valid: Iterable[str]) -> str:
     by_lower = {name.lower(): name for name in names}
     if close := difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6):
         return f' Did you mean "{by_lower[close[0]]}"?'
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return f" Valid: {', '.join(names[:LISTED])}{more}." if names else ""
+    return f" Valid: {abbreviate(names, LISTED)}." if names else ""
+
+
+def abbreviate(names: Sequence[str], most: int = 3, separator: str = ", ") -> str:
+    """Return ``a, b, c and 7 more``, the beginning of a list."""
+    more = f"{separator.strip(', ')} and {len(names) - most} more" if len(names) > most else ""
+    return separator.join(names[:most]) + more
 
 
 def unknown(kind: str, name: object, valid: Iterable[str]) -> UserError:

@@ -86,6 +86,20 @@ def unpickle(content: bytes) -> Any:
     return _Unpickler(io.BytesIO(content)).load()
 
 
+def shipped_grids() -> dict[str, Path]:
+    """Return the grid files that come with fastcoop, in the package or beside it in a checkout, by name."""
+    package = Path(__file__).parent
+    folders = package.parent / "experiments", package / "experiments"
+    return {path.stem: path for folder in folders for path in folder.glob("*.yaml")}
+
+
+def shipped_grid(name: str | Path) -> Path | None:
+    """Return one of them, named "fig3", "fig3.yaml" or "experiments/fig3.yaml"; None where there is none."""
+    asked = Path(name)
+    is_name = asked.parent.name in ("", "experiments") and asked.suffix in ("", ".yaml")
+    return shipped_grids().get(asked.stem) if is_name else None
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield the path of a temporary file beside ``path``, and rename it to ``path`` when the block ends.

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from fastcoop.datasets.files import FEWSHOT_FOLDER, abbreviate
-from fastcoop.errors import UserError
+from fastcoop.datasets.files import FEWSHOT_FOLDER
+from fastcoop.errors import UserError, abbreviate
 from fastcoop.memo import memoize
 from fastcoop.progress import counted
 

@@ -17,9 +17,9 @@ import numpy as np
 
 from fastcoop.checks import whole_number
 from fastcoop.datasets.dataset import Dataset, Item, Items, Split, rows_in_whole, trainable_rows, warn_once
-from fastcoop.datasets.files import abbreviate, normalized
+from fastcoop.datasets.files import normalized
 from fastcoop.datasets.splits import read_items
-from fastcoop.errors import UserError, writing
+from fastcoop.errors import UserError, abbreviate, writing
 from fastcoop.files import atomic_write, read_json, reading, refuse_foreign, unpickle
 from fastcoop.memo import memoize
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from fastcoop.errors import UserError, nearest
+from fastcoop.errors import UserError, abbreviate, nearest
 from fastcoop.files import reading
 
 # The same on every machine, since which files are images decides how a folder is split at random.
@@ -191,9 +191,3 @@ def find_images(root: Path, paths: Iterable[str], inside: bool = True) -> dict[s
         return None
 
     return {path: find(path) for path in paths}
-
-
-def abbreviate(names: Sequence[str], most: int = 3) -> str:
-    """Return ``a, b, c and 7 more``, the beginning of a list."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

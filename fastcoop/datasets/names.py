@@ -13,9 +13,9 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from fastcoop.datasets.dataset import EXAMPLE, check_name_and_template
-from fastcoop.datasets.files import abbreviate, in_prompt, normalized, read_csv
+from fastcoop.datasets.files import in_prompt, normalized, read_csv
 from fastcoop.datasets.official import packaged_names
-from fastcoop.errors import UserError, nearest, writing
+from fastcoop.errors import UserError, abbreviate, nearest, writing
 from fastcoop.files import atomic_write, reading
 from fastcoop.progress import counted
 from fastcoop.yaml_text import read_yaml

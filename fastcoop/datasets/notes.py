@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fastcoop.datasets.dataset import Item, Split
-from fastcoop.datasets.files import Tree, abbreviate, in_prompt
+from fastcoop.datasets.files import Tree, in_prompt
+from fastcoop.errors import abbreviate
 from fastcoop.progress import counted
 
 # Endings of pictures that not every Pillow can decode; files with other endings are checked by their first bytes.

@@ -30,8 +30,8 @@ from fastcoop.datasets.dataset import (
     make_dataset,
     warn_once,
 )
-from fastcoop.datasets.files import FEWSHOT_FOLDER, Tree, abbreviate
-from fastcoop.errors import MissingFile, UserError
+from fastcoop.datasets.files import FEWSHOT_FOLDER, Tree
+from fastcoop.errors import MissingFile, UserError, abbreviate
 from fastcoop.files import read_json, reading
 from fastcoop.plugins import Registry
 

@@ -23,10 +23,10 @@ from typing import NamedTuple
 from fastcoop import escape
 from fastcoop.datasets import splits as rules
 from fastcoop.datasets.dataset import SPLITS, Dataset, Items, make_dataset
-from fastcoop.datasets.files import FEWSHOT_FOLDER, Tree, abbreviate, find_images, normalized, read_csv
+from fastcoop.datasets.files import FEWSHOT_FOLDER, Tree, find_images, normalized, read_csv
 from fastcoop.datasets.names import WORDNET_ID, DatasetConfig, read_config, suggest_names
 from fastcoop.datasets.notes import notes_on_classes, notes_on_overlap, notes_on_pictures
-from fastcoop.errors import UserError, nearest
+from fastcoop.errors import UserError, abbreviate, nearest
 
 ALL = "all"  # the split of images that have none
 SPLIT_FILE = "split.json"

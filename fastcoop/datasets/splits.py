@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fastcoop.datasets.dataset import SPLITS, Item, Items, Split
-from fastcoop.datasets.files import Tree, abbreviate, find_images
-from fastcoop.errors import UserError, nearest
+from fastcoop.datasets.files import Tree, find_images
+from fastcoop.errors import UserError, abbreviate, nearest
 from fastcoop.files import read_json
 from fastcoop.progress import counted
 

@@ -16,8 +16,7 @@ from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.checks import MOST_VIEWS, one_of, several, whole_number
 from fastcoop.datasets import Dataset, few_shot
 from fastcoop.datasets.dataset import warn_once
-from fastcoop.datasets.files import abbreviate
-from fastcoop.errors import UserError, writing
+from fastcoop.errors import UserError, abbreviate, writing
 from fastcoop.features import encode
 from fastcoop.features.encode import Encoded
 from fastcoop.features.image_files import unknown_files

@@ -23,9 +23,8 @@ from fastcoop.datasets.dataset import (
     split_spec,
     warn_once,
 )
-from fastcoop.datasets.files import abbreviate
 from fastcoop.datasets.load import ClassNames, own_specs
-from fastcoop.errors import MissingFile, UserError
+from fastcoop.errors import MissingFile, UserError, abbreviate
 from fastcoop.features.image_files import UNKNOWN, find_changes
 from fastcoop.features.store_file import (
     BEFORE,

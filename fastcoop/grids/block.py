@@ -8,28 +8,14 @@ from dataclasses import dataclass, field
 from itertools import chain, product
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo
 
-from fastcoop.checks import LARGEST, MOST_VIEWS, expand_range, shortened
+from fastcoop.checks import LARGEST, MOST_VIEWS, expand_range, several, shortened
 from fastcoop.errors import UserError
 from fastcoop.methods import METHODS, Method, MethodSettings, RunSpec, expand, get_method
 from fastcoop.methods.base import SettingError
 
 MOST_DRAWS = 100  # that a single number asks for; a larger one, such as 2024, is meant as a seed
-
-
-def as_list(value: Any) -> Any:
-    """Return a list as it is, and a single value as a list of one."""
-    return value if isinstance(value, list | tuple) else [value]
 
 
 def _whole(expected: str, least: int, most: int = LARGEST, word: str = "") -> BeforeValidator:
@@ -56,14 +42,13 @@ def number_of_draws(value: Any) -> int | None:
 def _seeds(value: Any) -> Any:
     """Return a list of seeds, with ranges such as "1-10" and a single number of draws written out."""
     draws = number_of_draws(value)
-    if draws is not None and not 1 <= draws <= MOST_DRAWS:
+    if draws is None:
+        return [seed for one in several(value) for seed in expand_range(str(one)) or [one]]
+    if not 1 <= draws <= MOST_DRAWS:
         raise ValueError(
             f'expected 1 to {MOST_DRAWS} draws, a list of seeds such as [{draws}], or a range such as "1-10"'
         )
-    if draws is not None:
-        return list(range(1, draws + 1))
-    ranges = [(expand_range(one) if isinstance(one, str) else None) or [one] for one in as_list(value)]
-    return [seed for one in ranges for seed in one]
+    return list(range(1, draws + 1))
 
 
 def _once(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -72,19 +57,19 @@ def _once(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
-def _not_itself(targets: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+def _of_own_datasets(targets: dict[str, tuple[str, ...]], info: ValidationInfo) -> dict[str, tuple[str, ...]]:
     if own := [name for name, names in targets.items() if name in names]:
         raise ValueError(
             f'the dataset "{own[0]}" is tested on itself in any case; leave it out of its own targets'
         )
-    return targets
+    return {name: names for name, names in targets.items() if name in info.data.get("datasets", ())}
 
 
 T = TypeVar("T")
-_List = Annotated[tuple[T, ...], BeforeValidator(as_list), Field(min_length=1), AfterValidator(_once)]
+_List = Annotated[tuple[T, ...], BeforeValidator(several), Field(min_length=1), AfterValidator(_once)]
 Name = Annotated[str, Field(min_length=1)]
 Names = _List[Name]
-Targets = Annotated[dict[Name, Names], AfterValidator(_not_itself)]
+Targets = Annotated[dict[Name, Names], AfterValidator(_of_own_datasets)]
 Shots = _List[Annotated[int | Literal["all"], _whole('whole numbers from 1 on, or "all"', 1, word="all")]]
 _Seed = Annotated[int, _whole(f'whole numbers from 0 to {LARGEST}, or a range such as "1-10"', 0)]
 Seeds = Annotated[_List[_Seed], BeforeValidator(_seeds)]
@@ -92,7 +77,7 @@ Views = Annotated[int, _whole(f"a whole number from 0 to {MOST_VIEWS}", 0, MOST_
 
 
 def _methods(given: Any) -> tuple[tuple[str, tuple[MethodSettings, ...]], ...]:
-    """Return (name, all its settings) of each method that `split` lists, the fastest first."""
+    """Return (name, all its settings) of each method that the file lists, the fastest first."""
     found: dict[str, list[MethodSettings]] = {}
     for index, entry in enumerate(given or ()):
         ((name, settings),) = entry.items()
@@ -111,10 +96,10 @@ def _methods(given: Any) -> tuple[tuple[str, tuple[MethodSettings, ...]], ...]:
     return tuple((name, tuple(found[name])) for name in METHODS if name in found)
 
 
-Methods = Annotated[tuple[tuple[str, tuple[MethodSettings, ...]], ...], PlainValidator(_methods)]
+Methods = Annotated[tuple[tuple[str, tuple[MethodSettings, ...]], ...], BeforeValidator(_methods)]
 
 
-class GridBlock(BaseModel):
+class GridBlock(BaseModel, extra="forbid", frozen=True):
     """Every method with each of its settings, on every dataset by every backbone; methods that learn also with every
     number of shots and every seed.
 
@@ -129,8 +114,6 @@ class GridBlock(BaseModel):
         methods: (name, all its settings), the fastest first.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     name: str | None = None
     backbones: Names
     datasets: Names
@@ -140,11 +123,6 @@ class GridBlock(BaseModel):
     views: Views = 8
     recipe: Literal["current", "official-2021"] = "current"
     methods: Methods
-
-    @field_validator("targets")
-    @classmethod
-    def _of_own_datasets(cls, targets: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        return {name: targets[name] for name in targets if name in info.data.get("datasets", ())}
 
     @property
     def learning(self) -> list[Method]:

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import fastcoop
-from fastcoop.checks import several, shortened
-from fastcoop.datasets.files import abbreviate
-from fastcoop.errors import MissingFile, UserError, nearest, unknown
-from fastcoop.files import reading
-from fastcoop.grids.block import Grid, GridBlock, as_list, number_of_draws
+from fastcoop.checks import several
+from fastcoop.errors import MissingFile, UserError, abbreviate, nearest, unknown
+from fastcoop.files import reading, shipped_grid, shipped_grids
+from fastcoop.grids.block import Grid, GridBlock, number_of_draws
 from fastcoop.methods import METHODS
 from fastcoop.methods.base import SettingError, validate
 from fastcoop.yaml_text import PlacedDict, bare, plain, read_yaml
 
-PACKAGE = Path(fastcoop.__path__[0])
-FOLDERS = PACKAGE / "experiments", PACKAGE.parent / "experiments"  # of grids, in the package or in a checkout
 BLOCK_KEYS: tuple[str, ...] = ("backbones", "datasets", "shots", "seeds", "targets", "methods")
 TOP_KEYS = ("views", "recipe", "blocks")
 NAMES = ("backbones", "datasets", "init")  # keys of names
@@ -69,37 +64,18 @@ def read_grid(
 
 def _content(source: Any) -> tuple[PlacedDict, str]:
     """Return the content of a grid, and what it is called in messages."""
-    if not isinstance(source, str | os.PathLike | Mapping):
-        raise UserError(
-            f"Expected a grid as the path of a YAML file or as a mapping, got {shortened(source)}."
-        )
     if isinstance(source, Mapping):
-        try:
-            return plain(source), "the grid"
-        except RecursionError:
-            raise UserError("A list or mapping of the grid contains itself; write its values out.") from None
+        return plain(source), "the grid"
     path = Path(source)
     path = path if path.is_file() else shipped_grid(path) or path
     if not path.exists():
-        hint = nearest(path.stem, (grid.stem for folder in FOLDERS for grid in folder.glob("*.yaml")))
+        hint = nearest(path.stem, shipped_grids())
         raise MissingFile(f"There is no grid file {source}, on disk or among fastcoop's.{hint}")
     with reading(path, "a grid"):
-        text = path.read_text(encoding="utf-8")
-    given = read_yaml(text, str(source), is_name)
+        given = read_yaml(path.read_text(encoding="utf-8"), str(source), is_name)
     if not isinstance(given, PlacedDict):
         raise UserError(f"{source} should hold keys such as backbones, datasets and methods.")
     return given, str(source)
-
-
-def shipped_grid(name: str | Path) -> Path | None:
-    """Return the file of a grid that comes with fastcoop; None where there is none.
-
-    It is named "fig3", "fig3.yaml" or "experiments/fig3.yaml".
-    """
-    asked = Path(name)
-    if asked.parent.name not in ("", "experiments") or asked.suffix not in ("", ".yaml"):
-        return None
-    return next((place for folder in FOLDERS if (place := folder / f"{asked.stem}.yaml").is_file()), None)
 
 
 def is_name(path: tuple[str, ...], written: str) -> bool:
@@ -120,15 +96,11 @@ def _check(given: PlacedDict, name: str) -> None:
     """Refuse unknown keys, and blocks that cannot be blocks. Makes lists of all methods, as `_list_methods` does."""
     _check_keys(given, (*BLOCK_KEYS, *TOP_KEYS), name)
     _list_methods(given)
-    if "blocks" not in given:
-        return
-    blocks = given["blocks"]
-    if not isinstance(blocks, PlacedDict) or not blocks:
+    blocks = given.get("blocks", PlacedDict())
+    if not isinstance(blocks, PlacedDict) or (not blocks and "blocks" in given):
         raise UserError(f'{given.place("blocks")}"blocks" of {name} should be names with keys of their own.')
     for block, own in blocks.items():
         place = blocks.place(block)
-        if not isinstance(block, str):
-            raise UserError(f"{place}Expected the name of a block to be text, got {block!r}.")
         if block in METHODS:
             raise UserError(f'{place}A block cannot be called "{block}", which is a method; rename it.')
         if not isinstance(own, PlacedDict):
@@ -149,7 +121,7 @@ def _check_keys(content: PlacedDict, known: Sequence[str], what: str) -> None:
 def _list_methods(content: PlacedDict) -> None:
     """Make the methods a list of mappings, each of one name to its settings. They may be names, and one mapping."""
     found = []
-    for index, entry in enumerate(as_list(content.get("methods") or [])):
+    for index, entry in enumerate(several(content.get("methods") or [])):
         if not isinstance(entry, PlacedDict):
             entry = PlacedDict({str(entry): None}, {str(entry): content.place("methods", index)})
         for name, settings in entry.items():
@@ -219,8 +191,7 @@ def _blocks(given: PlacedDict, name: str) -> list[GridBlock]:
     for block, own in _own_keys(given).items():
         content = PlacedDict(shared | own | {"name": block}, given.places | own.places)
         try:
-            what = name if block is None else f'block "{block}" of {name}'
-            blocks.append(validate(GridBlock, content, what))
+            blocks.append(validate(GridBlock, content, f'block "{block}" of {name}' if block else name))
         except SettingError as error:
             raise UserError(f"{content.place(*error.place)}{error}") from None
     return blocks

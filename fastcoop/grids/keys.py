@@ -26,33 +26,34 @@ class RunKeys:
 
     def of(self, run: RunSpec) -> str:
         """Return the sha256 hex of everything that determines a run's result, as JSON with sorted keys."""
-        data, model, subset, store = run.data, run.model, run.subset, run.data.store
-        sizes = (len(subset.train), len(subset.val)) if subset else None
+        method, data, model, subset, store = (
+            METHODS[run.method],
+            run.data,
+            run.model,
+            run.subset,
+            run.data.store,
+        )
+        pre = "pre" in method.kinds
 
         def inputs() -> dict[str, Any]:
             features = store.digest if store else [data.name]
             found = {"backbone": model.digest, "dataset": data.dataset.digest, "features": features}
             return found | ({"pre": store and store.before_digest} if pre else {})
 
-        pre = "pre" in METHODS[run.method].kinds
-
         def drawn() -> list[str | None] | None:
             """Digests of training images, validation images and training features (None if not cached)."""
             features = store.train_digest(subset.train) if subset and store else None
             return [_digest(subset.train), _digest(subset.val), features] if subset else None
 
-        # `Method.key_settings` does not depend on the seed.
-        settings = self._json(
-            (run.settings, data, model),
-            (run.method, run.shots, sizes),
-            lambda: METHODS[run.method].key_settings(run, model),
-        )
+        sizes = (len(subset.train), len(subset.val)) if subset else None  # settings do not depend on the seed
+        given = (run.settings, data, model), (run.method, run.shots, sizes)
+        settings = self._json(*given, lambda: method.key_settings(run, model))
         text = (
             f'{self._json((data, model), (pre,), inputs)[:-1]}, "method": "{run.method}", "recipe": {RESULTS_VERSION}, '
             f'"seed": {run.seed}, "settings": {settings}, "shots": {json.dumps(run.shots)}, '
             f'"subset": {self._json((data, subset), (), drawn)}'
         )
-        if (rows := METHODS[run.method].read_draw(run)) is not None:
+        if (rows := method.read_draw(run)) is not None:
             text += f', "tuned_on": "{_digest(rows)}"'
         text += "}"
         return hashlib.sha256(text.encode()).hexdigest()

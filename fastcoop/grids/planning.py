@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,17 +30,15 @@ def plan_runs(runs: Iterable[RunSpec[Any]]) -> list[RunSpec[Any]]:
         _refuse_tower(run)
         METHODS[run.method].check(run)
         run = replace(run, key=keys.of(run))
-        known = planned.get(run.key)
-        if known is not None:  # it has the targets of both
-            for kind, same in (("backbone", "weights"), ("dataset", "images and class names")):
-                if (first := getattr(known, kind)) != (second := getattr(run, kind)):
-                    raise UserError(
-                        f"The {kind}s {first} and {second} have the same {same}, so their runs would be the same; use "
-                        "one of them."
-                    )
-            targets = tuple(dict.fromkeys((*known.targets, *run.targets)))
-            run = known if targets == known.targets else known.with_targets(targets)
-        planned[run.key] = run
+        known = planned.setdefault(run.key, run)
+        for kind, same in (("backbone", "weights"), ("dataset", "images and class names")):
+            if (first := getattr(known, kind)) != (second := getattr(run, kind)):
+                raise UserError(
+                    f"The {kind}s {first} and {second} have the same {same}, so their runs would be the same; use "
+                    "one of them."
+                )
+        if known is not run:  # it has the targets of both
+            planned[run.key] = known.with_targets(tuple(dict.fromkeys((*known.targets, *run.targets))))
     check_texts(planned.values())
     return list(planned.values())
 
@@ -57,9 +55,8 @@ def _refuse_tower(run: RunSpec) -> None:
         )
 
 
-def warn_of_unused_settings(planned: Iterable[RunSpec]) -> None:
+def warn_of_unused_settings(planned: Sequence[RunSpec]) -> None:
     """Warn of settings that have no effect in some of the runs, and of what their methods note."""
-    planned = list(planned)
     for method in dict.fromkeys(run.method for run in planned):
         runs = [run for run in planned if run.method == method]
         for sentence in (*unused_settings(method, runs), *METHODS[method].notes(runs)):

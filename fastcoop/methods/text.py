@@ -14,8 +14,8 @@ import numpy as np
 from pydantic import AfterValidator
 
 from fastcoop.backbones.planned import count_tokens
-from fastcoop.datasets.files import abbreviate, in_prompt
-from fastcoop.errors import UserError
+from fastcoop.datasets.files import in_prompt
+from fastcoop.errors import UserError, abbreviate
 from fastcoop.memo import memoize
 from fastcoop.methods.data import Data
 from fastcoop.methods.late import Backbone, torch

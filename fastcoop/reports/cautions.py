@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from fastcoop import escape
+from fastcoop.errors import abbreviate
 from fastcoop.progress import counted
 from fastcoop.reports import frames
 from fastcoop.reports.series import GROUP_COLUMNS, other_settings, plain_dataset
@@ -219,5 +220,4 @@ def _named(runs: pd.DataFrame) -> str:
 
 
 def _some(cases: list[str]) -> str:
-    more = len(cases) - MAX_NAMED
-    return "; ".join(cases[:MAX_NAMED]) + (f"; and {more} more" if more > 0 else "")
+    return abbreviate(cases, MAX_NAMED, "; ")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 
-import fastcoop
 from fastcoop import escape
+from fastcoop.files import shipped_grids
 from fastcoop.reports.chart import Chart
 from fastcoop.reports.frames import Missing
 from fastcoop.reports.study import Slice, Study
@@ -117,9 +116,7 @@ def _method_options(grid: str, study: Study) -> list[str]:
     Without validation images nothing chooses the linear probe's C or a learning rate; behind imported features there
     are no images for fine-tuning.
     """
-    package = Path(fastcoop.__path__[0])  # the grids are installed in the package, or beside it in a checkout
-    paths = (folder / "experiments" / f"{grid}.yaml" for folder in (package, package.parent))
-    text = next(path for path in paths if path.is_file()).read_text(encoding="utf-8")
+    text = shipped_grids()[grid].read_text(encoding="utf-8")
     given = yaml.safe_load(text)["methods"]  # a mapping by name, or a list of names and such mappings
     entries = given if isinstance(given, list) else [given]
     methods = [name for one in entries for name in ([one] if isinstance(one, str) else one)]

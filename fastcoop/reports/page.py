@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 
 from fastcoop import escape
+from fastcoop.errors import abbreviate
 from fastcoop.progress import counted
 from fastcoop.reports.best import best_methods
 from fastcoop.reports.cautions import Caution
@@ -100,7 +101,7 @@ def _lead(study: Study) -> str:
     """Return in a sentence what the page shows."""
     runs = study.runs
     names = runs.source.str.replace(r":(base|new)$", "", regex=True)
-    backbones, datasets = (list(dict.fromkeys(column)) for column in (runs.backbone, names))
+    backbones, datasets = (abbreviate(list(dict.fromkeys(one)), MAX_NAMES) for one in (runs.backbone, names))
     shots = sorted(set(runs.shots) - {0.0})
     ends = " to ".join(dict.fromkeys(shots_text(one) for one in (shots[0], shots[-1]))) if shots else "no"
     quick = sorted({schedule_note(one).partition(":")[0] for one in set(runs.schedule) - {"", "paper"}})
@@ -108,13 +109,8 @@ def _lead(study: Study) -> str:
     schedule = f" ({joined(*quick)}, {'and' if has_both else 'not'} the paper's)" if quick else ""
     return (
         f"Accuracy on test images of {counted(runs.label.nunique(), 'method')} with {ends} training images per class:"
-        f" {counted(runs.key.nunique(), 'run')} on {_some(datasets)} with {_some(backbones)}{schedule}."
+        f" {counted(runs.key.nunique(), 'run')} on {datasets} with {backbones}{schedule}."
     )
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - MAX_NAMES
-    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _top(own: Drawn) -> str:
@@ -199,7 +195,7 @@ def _described(chart: Chart, warnings: list[Caution], datasets: set[str]) -> dic
     general = []
     for text, all_named in ((one.short, one.datasets) for one in warnings if one.short and chart.looks):
         named = {*map(str, all_named)} & (own or datasets)
-        with_names = f"{text} ({_some(sorted(named))})"
+        with_names = f"{text} ({abbreviate(sorted(named), MAX_NAMES)})"
         if named == (own or datasets):
             general.append(text)
         elif named and not own:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fastcoop import escape
 from fastcoop.checks import several
-from fastcoop.errors import UserError
+from fastcoop.errors import UserError, abbreviate
 from fastcoop.files import atomic_write
 from fastcoop.results.database import DATABASE, connect, execute_when_unlocked, explained, reading
 from fastcoop.results.metadata import merge_metadata, recorded_datasets
@@ -66,9 +66,8 @@ def _merge_one(folder: Path, target: Path) -> int:
         ):
             execute_when_unlocked(db, "BEGIN IMMEDIATE")
             if conflicts := list(_conflicts(source, db, folder, target)):
-                more = len(conflicts) - MAX_CONFLICTS
                 raise UserError(
-                    f"{'; '.join(conflicts[:MAX_CONFLICTS])}{f'; and {more} more' if more > 0 else ''}. Merge only the "
+                    f"{abbreviate(conflicts, MAX_CONFLICTS, '; ')}. Merge only the "
                     f"folder whose results are right; nothing of {folder} was merged."
                 )
             known = {key for (key,) in db.execute("SELECT key FROM runs")}

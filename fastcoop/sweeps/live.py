@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from fastcoop import escape
-from fastcoop.datasets.files import abbreviate
+from fastcoop.errors import abbreviate
 from fastcoop.methods import METHODS, Outcome, RunSpec
 from fastcoop.methods.schedule import steps_of
 from fastcoop.methods.spec import method_names

@@ -388,19 +388,12 @@ def test_values_of_other_libraries_become_plain(shots: Any, rate: Any) -> None:
     assert [*read_grid(yaml.safe_load(written)).runs()] == [*grid.runs()]
 
 
-def _endless() -> list[Any]:
-    endless: list[Any] = []
-    endless.append(endless)
-    return endless
-
-
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"shots": b"1"}, "got b'1' of type bytes"),
         ({"shots": (n for n in [1])}, "of type generator"),
         ({"datasets": object()}, "of type object"),
-        ({"datasets": _endless()}, "contains itself"),
         ({("a", "b"): 1}, "Expected text or a number as a key"),
         ({"datasets": [True]}, "cannot be True"),
         ({"datasets": [None]}, "cannot be None"),
@@ -416,7 +409,10 @@ def _endless() -> list[Any]:
         ({"methods": ["coop", "coop"]}, "listed twice"),
         ({"methods": {"coop": {"context_length": [4, 8, 4]}}}, "lists 4 twice"),
         ({"targets": {"d": ["d", "e"]}}, "tested on itself in any case"),
-        ({"blocks": {1: {}}}, "Expected the name of a block to be text"),
+        (
+            {"blocks": {1: {}}},
+            'The setting "name" of block "1" of the grid cannot be 1: input should be a valid str',
+        ),
     ],
 )
 def test_what_cannot_be_in_a_grid_from_python_is_said(changed: dict[Any, Any], message: str) -> None:
@@ -541,12 +537,6 @@ def test_an_option_in_base_8(file: Path) -> None:
     with pytest.raises(UserError, match=r"^--set seeds=1,010: YAML reads 010 as 8; write 8"):
         read_grid(file, ["seeds=1,010"])
     assert read_grid(file, ["datasets=010"]).blocks[0].datasets == ("010",)  # a name
-
-
-@pytest.mark.parametrize("grid", [None, [], 3, b"grid.yaml"])
-def test_what_is_no_grid_is_refused(grid: Any) -> None:
-    with pytest.raises(UserError, match="Expected a grid as the path of a YAML file or as a mapping, got"):
-        read_grid(grid)
 
 
 def test_overrides_are_text() -> None:
