@@ -22,7 +22,7 @@ VECTORS_AT_ONCE = 2048  # rows of the distance matrix held at a time: 2048 x 49,
 WORD_END = "</w>"  # CLIP's byte-pair encoding marks whole words and word ends by it
 NOT_LATIN = "N/A"  # as the paper prints non-Latin characters
 INITIAL_VECTORS = 256  # of `mean_initial_distance`
-DIRECTIONS, LENGTHS = 64, 33  # random directions, and lengths that are interpolated, of `random_distances`
+DIRECTIONS, PER_DOUBLING = 64, 8  # random directions, and lengths per doubling, of `random_distances`
 
 
 def initial_contexts(
@@ -161,15 +161,15 @@ def random_distances(
     """Return the mean distance to the nearest token of vectors of each of ``lengths`` (n,) in random directions.
 
     Learned vectors are longer than initial ones, so farther from every token: their distances compare with these.
-    Measured at a few lengths and interpolated linearly, float32 (n,).
+    Measured at fixed lengths, a vector's next shorter and longer ones, and interpolated linearly, float32 (n,).
     """
-    lengths = lengths.detach().to("cpu", torch.float32)
-    low, high = float(lengths.min()), float(lengths.max())
-    grid = lengths[:1]  # the cosine does not depend on the length
-    if metric == "euclidean" and high > low:
-        grid = torch.linspace(low, high, LENGTHS, dtype=torch.float32)
+    lengths = lengths.detach().cpu().double().clamp(min=1e-9)
+    steps = (PER_DOUBLING * lengths.log2()).floor()
+    # The cosine does not depend on the length.
+    steps = torch.cat([steps, steps + 1]).unique() if metric == "euclidean" else torch.zeros(1)
+    grid = 2 ** (steps / PER_DOUBLING)
     directions = normalize(_normal_numbers(0, DIRECTIONS, backbone.text.width), dim=-1)
-    probes = (grid[:, None, None] * directions).flatten(0, 1)
+    probes = (grid.float()[:, None, None] * directions).flatten(0, 1)
     found = nearest_words(backbone, probes, 1, trained_only, metric).distances
     means = found.view(len(grid), DIRECTIONS).mean(1)
     return torch.from_numpy(np.interp(lengths, grid, means).astype(np.float32))

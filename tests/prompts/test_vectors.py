@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastcoop.errors import UserError
-from fastcoop.prompts import PromptLayout, initial_contexts, nearest_words, word_tokens
+from fastcoop.prompts import PromptLayout, initial_contexts, nearest_words, random_distances, word_tokens
 
 
 def test_random_contexts_follow_their_seed_and_spread(backbone):
@@ -44,6 +44,19 @@ def test_nearest_words_are_those_of_the_full_distance_matrix(backbone):
     torch.testing.assert_close(found.distances.double(), expected, rtol=1e-4, atol=1e-6)
     assert found.words[0][0] == "a"
     assert found.words[1][0] == "dog"
+
+
+def test_the_distance_of_a_random_vector_depends_on_no_other_vector(backbone):
+    lengths = torch.tensor([0.0, 0.05, 0.1, 0.3])
+    beside_a_long_one = random_distances(backbone, torch.cat([lengths, torch.tensor([1000.0])]))[:-1]
+    alone = torch.cat([random_distances(backbone, length[None]) for length in lengths])
+    torch.testing.assert_close(beside_a_long_one, alone)
+    directions = torch.nn.functional.normalize(
+        torch.randn(200, 32, generator=torch.Generator().manual_seed(0)), dim=-1
+    )
+    words = backbone.model.token_embedding.weight[:49406]  # without the two special tokens
+    plain = torch.stack([torch.cdist(length * directions, words).amin(1).mean() for length in lengths])
+    torch.testing.assert_close(alone, plain, rtol=0.02, atol=0.0)
 
 
 def test_untrained_tokens_are_left_out_where_the_backbone_knows_them(backbone):
