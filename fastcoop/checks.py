@@ -26,10 +26,7 @@ _short.maxstring = _short.maxother = _short.maxlong = 60
 
 def shortened(value: Any) -> str:
     """Return ``repr(value)``, cut in the middle if it is long."""
-    try:
-        return _short.repr(value)
-    except ValueError:  # an int of more digits than Python converts
-        return "a number of thousands of digits"
+    return _short.repr(value)
 
 
 def one_of(value: str, kind: str, valid: Collection[str]) -> str:

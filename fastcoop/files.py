@@ -41,10 +41,8 @@ def read_json(path: Path) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         place, problem = f"{path} line {error.lineno}", error.msg
-    except RecursionError:
-        place, problem = str(path), "it is nested too deeply"
-    except ValueError:  # Python converts no more digits than 4,300
-        place, problem = str(path), "it has a number of thousands of digits"
+    except (RecursionError, ValueError):
+        place, problem = str(path), "it is nested too deeply, or has a number of thousands of digits"
     raise UserError(f"{place} is not valid JSON: {problem}; download or write the file again.")
 
 

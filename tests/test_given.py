@@ -46,7 +46,6 @@ def test_amounts(value: Any) -> None:
 def test_long_values_are_shortened() -> None:
     assert len(shortened("a" * 10**6)) < 70
     assert len(shortened(10**4000)) < 70
-    assert "thousands of digits" in shortened(10**5000)
 
 
 def a_run(**changed: Any) -> fc.Run:

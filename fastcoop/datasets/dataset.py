@@ -8,7 +8,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -195,19 +195,14 @@ def half_of(dataset: Dataset, half: str) -> Dataset:
     name, classes = f"{dataset.name}:{half}", len(dataset.class_names)
     cut = (classes + 1) // 2
     first, stop = (0, cut) if half == "base" else (cut, classes)
-    if stop - first < 2:
-        raise UserError(f"{name} has {counted(stop - first, 'class')} of {classes}, expected at least two.")
     splits = {}
     for key, split in dataset.splits.items():
         rows = np.flatnonzero((split.labels >= first) & (split.labels < stop))
-        if len(rows):
-            splits[key] = Split(tuple(split.paths[row] for row in rows), split.labels[rows] - first)
-    if "test" not in splits:
-        raise UserError(f"{name} has no test images, which accuracies are measured on.")
-    names, ids = dataset.class_names[first:stop], dataset.class_ids[first:stop]
-    return replace(
-        dataset, name=name, title=f"{dataset.title} ({half})", class_names=names, class_ids=ids, splits=splits,
-        digest=content_digest(names, splits), whole=dataset,
+        splits[key] = Split(tuple(split.paths[row] for row in rows), split.labels[rows] - first)
+    return make_dataset(
+        name, dataset.root, dataset.class_names[first:stop], dataset.template, splits, store=dataset.store,
+        title=f"{dataset.title} ({half})", fewshot_dir=dataset.fewshot_dir, notes=dataset.notes, whole=dataset,
+        class_ids=dataset.class_ids[first:stop],
     )  # fmt: skip
 
 

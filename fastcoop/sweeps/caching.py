@@ -37,8 +37,7 @@ def cache_grid(
     Raises:
         UserError: As `sweep` and `cache_features` do; for unreadable images only after everything else is stored.
     """
-    root = Path(data_root) if data_root is not None else None
-    loaded = load_grid(read_grid(grid), root, device, class_names)
+    loaded = load_grid(read_grid(grid), data_root, device, class_names)
     yield from cache_loaded(
         loaded, Path(cache), dtype=dtype, precision=precision, skip_unreadable=skip_unreadable
     )

@@ -102,14 +102,14 @@ def evaluate(
         UserError: There are no results, no such run, target or backbone, or a run of ``runs`` cannot be tested on a
             target. Nothing has been recorded then.
     """
-    folder, root = Path(results), Path(data_root) if data_root is not None else None
+    folder = Path(results)
     targets, runs, backbones = several(targets), several(runs), several(backbones)
     if not targets:
         raise UserError("There is nothing to test on; name at least one dataset (--targets a,b).")
     recipe = None if recipe is None else one_of(recipe, "recipe", RECIPES)
     device = resolve_device(device)
     rows = _select(folder, runs)
-    datasets = list(find_datasets(targets, root, class_names).values())
+    datasets = list(find_datasets(targets, data_root, class_names).values())
     refuse_shared_names("datasets", {str(dataset.root): dataset for dataset in datasets})
     found = load_backbones(rows, backbones, device)
     recipe = recipe or _recipe(folder, rows)

@@ -200,7 +200,7 @@ def sweep(
     folder, cache = _results_folder(grid, results), Path(cache)
     loaded = load_grid(
         read_grid(grid, overrides, only),
-        Path(data_root) if data_root is not None else None,
+        data_root,
         device,
         class_names,
         partial(recorded_backbone, cache, device=device) if dry_run else None,

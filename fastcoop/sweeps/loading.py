@@ -65,7 +65,7 @@ class LoadedGrid(FeatureBank):
 
 def load_grid(
     grid: Grid,
-    data_root: Path | None,
+    data_root: str | Path | None,
     device: str,
     class_names: ClassNames | None = None,
     load: Callable[[str], Backbone] | None = None,
