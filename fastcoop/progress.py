@@ -55,10 +55,11 @@ def time_left(seconds: float) -> str:
     return f"about {duration(rounded)} left"
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun, such as "1 run", "2,000 runs" or "2 batches"."""
+def counted(number: int | str, noun: str) -> str:
+    """Return a number with its noun, such as "1 run", "2,000 runs", "2 batches" or "all shots"."""
     ending = "es" if noun.endswith(("s", "ch")) else "s"
-    return f"{number:,} {noun}{'' if number == 1 else ending}"
+    shown = number if isinstance(number, str) else f"{number:,}"
+    return f"{shown} {noun}{'' if str(number) == '1' else ending}"
 
 
 class Advance(Protocol):

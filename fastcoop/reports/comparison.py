@@ -73,7 +73,7 @@ def _compared(label: str, backbone: str, pairs: pd.DataFrame) -> dict[str, Any]:
 def comparison_lines(groups: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Yield the lines that show groups of `compare_results`."""
     for group in groups:
-        yield f"{group['label']}, {group['backbone']}, {group['shots']} shot{'s' * (str(group['shots']) != '1')}"
+        yield f"{group['label']}, {group['backbone']}, {counted(group['shots'], 'shot')}"
         width = max(len(row["dataset"]) for row in group["datasets"])
         for row in group["datasets"]:
             numbers = f"{row['first']:8.2f} {row['second']:8.2f} {row['difference']:+8.2f}"

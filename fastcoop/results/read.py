@@ -81,10 +81,10 @@ def _table(folder: str | Path, query: str) -> pd.DataFrame:
     with decoding(Path(folder)):
         for name in frame.columns.intersection([*NUMBERS]):
             frame[name] = frame[name].astype(float)
+        own = [_parse("columns", text) for text in frame.pop("columns")] if "columns" in frame else []
         for name in frame.columns.intersection([*JSON_COLUMNS]):
             for text in frame[name].dropna().unique():
                 _parse(name, text)
-    own = [json.loads(text) for text in frame.pop("columns")] if "columns" in frame else []
     for name in dict.fromkeys(name for row in own for name in row):
         frame[name] = [row.get(name) for row in own]
     return frame

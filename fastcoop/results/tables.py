@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastcoop.errors import UserError, nearest
+from fastcoop.progress import counted
 from fastcoop.results.records import FEATURE_PROPERTIES
 from fastcoop.results.settings import plain_settings
 
@@ -212,10 +213,9 @@ def _unique(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     if not alike.empty:
         row = alike.iloc[0]
         runs = alike[(alike[columns] == row[columns]).all(axis=1)]
-        shots = f"{row.shots} shot{'s' * (str(row.shots) != '1')}"
         raise UserError(
-            f"{len(runs)} runs of {row.label} on {row.dataset}, {shots}, seed {row.seed}, differ in "
-            f"{_difference(runs)}, and cannot be compared as one; choose one of them with --where."
+            f"{len(runs)} runs of {row.label} on {row.dataset}, {counted(row.shots, 'shot')}, seed {row.seed}, differ "
+            f"in {_difference(runs)}, and cannot be compared as one; choose one of them with --where."
         )
     settings = [json.loads(text) for text in table.settings]
     made = [str([one.get(name) for name in FEATURE_PROPERTIES if name != "views"]) for one in settings]

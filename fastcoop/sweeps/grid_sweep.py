@@ -20,6 +20,7 @@ from fastcoop.grids.grid import read_grid
 from fastcoop.grids.planning import plan_runs, warn_of_unused_settings
 from fastcoop.methods import METHODS, Data, RunSpec
 from fastcoop.methods.late import fresh_state
+from fastcoop.progress import counted
 from fastcoop.results.database import DATABASE, reading
 from fastcoop.results.metadata import add_datasets, refuse_foreign_grid, write_grid
 from fastcoop.results.parameters import load_parameters
@@ -316,7 +317,6 @@ def _collapsed(folder: Path, planned: Mapping[str, RunSpec[Any]]) -> tuple[str, 
     frame = load_results(folder)
     frame = find_collapsed(frame[frame.key.isin(planned.keys())])
     return tuple(
-        f"{row.label} on {row.dataset}, {row.shots} shot{'s' * (str(row.shots) != '1')}, seed {row.seed}:"
-        f" {row.accuracy:.1f}%"
+        f"{row.label} on {row.dataset}, {counted(str(row.shots), 'shot')}, seed {row.seed}: {row.accuracy:.1f}%"
         for row in frame.itertuples()
     )

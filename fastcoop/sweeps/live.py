@@ -151,8 +151,7 @@ def describe_runs(runs: Sequence[RunSpec]) -> str:
         {run.shots for run in runs if run.shots}, key=lambda shots: (isinstance(shots, str), shots)
     )
     if shots:
-        several = f"{shots[0]} to {shots[-1]}" if len(shots) > 1 else shots[0]
-        text += f", {several} shot{'s' * (shots != [1])}"
+        text += f", {counted(f'{shots[0]} to {shots[-1]}' if len(shots) > 1 else shots[0], 'shot')}"
     if len(runs) > 1:
         text += f", {counted(len(runs), 'run')}"
     elif shots:
@@ -170,7 +169,7 @@ def _numbers(run: RunSpec, outcome: Outcome) -> tuple[str, str, str]:
 
 def _sentence(run: RunSpec, outcome: Outcome) -> str:
     shots, seed, accuracy = _numbers(run, outcome)
-    few_shot = f", {shots} shot{'s' * (shots != '1')}, seed {seed}" if shots else ""
+    few_shot = f", {counted(shots, 'shot')}, seed {seed}" if shots else ""
     return f"{_label(run)} on {run.dataset}{few_shot}: {accuracy}"
 
 
