@@ -49,6 +49,16 @@ def assert_equal(one: Scores, other: Scores, tolerance: float = 0.0) -> None:
     np.testing.assert_allclose(one.confidence, other.confidence, rtol=tolerance)
 
 
+def test_accuracies_are_those_counted_by_hand() -> None:
+    logits = np.eye(4)[[0, 0, 1, 1, 3]]
+    found = score(logits, np.array([0, 0, 0, 1, 1]))
+    assert found.predictions.tolist() == [0, 0, 1, 1, 3]
+    np.testing.assert_allclose(
+        found.per_class, [200 / 3, 50, np.nan, np.nan]
+    )  # two classes have no test image
+    assert (found.accuracy, found.macro_accuracy) == (60.0, pytest.approx((200 / 3 + 50) / 2))
+
+
 @pytest.mark.parametrize("at_once", [1, 7 * CLASSES, 200, 10**6])
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     every = classifiers()
