@@ -15,6 +15,7 @@ from fastcoop.reports.frames import Missing
 from fastcoop.reports.items import base_to_new, field_fewshot, figure3, table1
 from fastcoop.reports.study import study_of
 from fastcoop.reports.style import drawing
+from fastcoop.reports.table import Cell
 from tests.advice import follows
 from tests.reports.made_up_results import coop, results, run
 
@@ -131,6 +132,46 @@ def test_both_definitions_of_h(tmp_path: Path) -> None:
         74.53,
         78.72,
     )
+
+
+def test_base_to_new_averages_what_every_method_has_and_ranks_no_choice_on_test_labels(
+    tmp_path: Path,
+) -> None:
+    rows = [
+        run(
+            backbone="b", dataset=f"{name}:{half}", source=f"{name}:base", method=method, shots=16, seed=seed,
+            accuracy=lead + gain, selection=selection, settings=json.dumps({"selection": selection}), seconds=4.0,
+            extra=json.dumps({"trained_parameters": 512.0}),
+        )
+        for method, (selection, gain) in GAINS.items() for name in ("pets", "cars", "birds") for seed in (1, 2)
+        for half, lead in (("base", 50.0 + len(name)), ("new", 40.0))
+        if (method, name) != ("gda", "birds")
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows)
+    (part,) = base_to_new.ITEM.make(study_of(frame, tmp_path))
+    rows, average = dict(part.table.rows), "Average over 2 datasets"
+    assert rows[average, "CLAP"]["base"].mean == 54.0 + 3.0
+    assert [rows["birds", "CLAP"]["base"].mean, rows["birds", "CLAP"]["new"].mean] == [58.0, 43.0]
+    assert ("birds", "GDA") not in rows
+    assert any("birds" in note for note in part.table.notes)
+    shown = ("Tip-Adapter", "Tip-Adapter-F", "GDA", "CLAP")
+    best = {
+        name: [cell.best for cell in rows[average, name].values() if isinstance(cell, Cell)] for name in shown
+    }
+    second = {
+        name: [cell.second for cell in rows[average, name].values() if isinstance(cell, Cell)]
+        for name in shown
+    }
+    assert best == {name: [name == "CLAP"] * 4 for name in shown}
+    assert second == {name: [name == "GDA"] * 4 for name in shown}
+    assert (rows[average, "CLAP"]["parameters"], rows[average, "CLAP"]["seconds"]) == ("512", "4")
+    frame = frame[(frame.method != "gda") | frame.dataset.str.startswith("pets")]
+    (part,) = base_to_new.ITEM.make(study_of(frame, tmp_path))
+    assert {names[0] for names, _ in part.table.rows} == {
+        "pets",
+        "cars",
+        "birds",
+    }  # no average over one dataset
 
 
 @pytest.mark.parametrize("methods", [("coop",), ("coop", "clap")])

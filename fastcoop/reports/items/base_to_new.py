@@ -27,9 +27,10 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
     methods, names = frames.kinds(found), list(found.family.unique())
     whole = [name for name in names if all((kind.runs.family == name).any() for kind in methods)]
     groups = {name: [name] for name in names}
-    if len(names) > 1 and whole:
-        groups = {f"{frames.AVERAGE} over {len(whole)} datasets": whole, **groups}
+    if len(names) > 1:
         table.notes += frames.left_out_note([name for name in names if name not in whole])
+    if len(whole) > 1:
+        groups = {f"{frames.AVERAGE} over {len(whole)} datasets": whole, **groups}
     tests = piece.everything[piece.everything.classes == "base"]
     for place, (title, families) in enumerate(groups.items()):
         for kind in methods:
