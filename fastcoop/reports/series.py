@@ -67,14 +67,15 @@ def plain_dataset(name: str) -> str:
 def rename_series(runs: pd.DataFrame, known: Known) -> list[str]:
     """Return the series of each run, with its unusual settings where runs of one series differ in these.
 
-    The most frequent settings of a method keep the series' plain name; of equally frequent ones, those with the
-    shortest label and the fewest recorded settings (defaults are in neither), then the first in alphabetical order.
-    Others get series of their own, such as ``coop end (learning_rate 0.01)``.
+    The most frequent settings of a method by one schedule keep the series' plain name; of equally frequent ones, those
+    with the shortest label and the fewest recorded settings (defaults are in neither), then the first in alphabetical
+    order. Others get series of their own, such as ``coop end (learning_rate 0.01)``. Those of another schedule are not
+    compared: a setting may have no effect there.
     """
     others = [other_settings(run, known) for run in runs.itertuples(index=False)]
     facts = pd.Series([json.dumps(one, sort_keys=True) for one in others], runs.index)
     series = runs.series.copy()
-    for _, frame in runs.groupby("method", sort=False):
+    for _, frame in runs.groupby(["method", "schedule"], sort=False):
         own = facts[frame.index]
         if own.groupby([frame[name] for name in GROUP_COLUMNS], dropna=False).nunique().max() > 1:
             shown = _shown(own, frame.settings)

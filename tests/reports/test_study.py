@@ -80,3 +80,15 @@ def test_datasets_of_other_classes_are_no_shift(tmp_path):
     ((targets, runs),) = shifted(study.slices()[0]).values()
     assert targets == ["sketch"]
     assert "weather" not in set(runs.dataset)
+
+
+def test_a_setting_without_effect_in_another_schedule_is_in_no_name_there(tmp_path):
+    common, rows = {"backbone": "b", "dataset": "pets", "shots": 16, "accuracy": 60.0}, []
+    for seed in (1, 2, 3):
+        settings = json.dumps({"learning_rate": 0.05, "schedule": "paper"})
+        rows.append(coop(**common, seed=seed, settings=settings))
+    for select in ("last", "best_val"):
+        settings = json.dumps({"learning_rate": 0.002, "schedule": "fast", "select": select})
+        rows.append(coop(**common, seed=1, settings=settings, schedule="fast"))
+    runs = study_of(pd.DataFrame(rows), tmp_path).runs
+    assert set(runs.series[runs.schedule == "fast"]) == {"coop end", "coop end (select best_val)"}
