@@ -138,6 +138,7 @@ def test_no_choice_weight_or_prediction_depends_on_the_test_set(
 def test_stacked_runs_have_the_results_that_they_have_alone(backbone: Backbone, name: str) -> None:
     data = hard_data()
     jobs = [job(data, name, shots, seed, **SHORT[name]) for shots in (1, 2, 4) for seed in (1, 2)]
+    jobs += [job(data, name, 2, 1, **SHORT[name] | dict([changed])) for changed in CHANGED[name].items()]
     together = run(backbone, name, jobs)
     for one, outcome in zip(jobs, together, strict=True):
         (alone,) = run(backbone, name, [one])

@@ -328,7 +328,7 @@ class Adapter(Method[S]):
         return tuned
 
     def _stacks(self, rows: Sequence[_Row], budget: int) -> Iterator[list[_Row]]:
-        """Yield rows that are learned together: of equal data, shots, shape and settings except floats."""
+        """Yield rows that are learned together: of equal data, shots, shape, search, and settings but floats."""
         groups: dict[Any, list[_Row]] = {}
         for row in rows:
             run, selection = row.run, row.selection
@@ -336,7 +336,8 @@ class Adapter(Method[S]):
             drawn = () if selection in ("fixed", "official") else drawn_for(run, selection)
             images = len(run.data.readable("train", run.subset.train))
             shape = images, run.shots, len(run.data.readable("val", np.array(drawn, np.int64)))
-            groups.setdefault((*shape, id(run.data), selection, *settings), []).append(row)
+            searched = [tuple(numbers) for numbers in self.searched(run.settings).values()]
+            groups.setdefault((*shape, id(run.data), selection, *settings, *searched), []).append(row)
         for (images, *_others), group in groups.items():
             texts = len(group[0].run.data.class_names)
             dim = group[0].run.data.train_views(group[0].run.subset, self.kind)[0].shape[-1]
