@@ -19,7 +19,6 @@ from fastcoop.yaml_text import PlacedDict, bare, plain, read_yaml
 
 BLOCK_KEYS: tuple[str, ...] = ("backbones", "datasets", "shots", "seeds", "targets", "methods")
 TOP_KEYS = ("views", "recipe", "blocks")
-NAMES = ("backbones", "datasets", "init")  # keys of names
 
 log = logging.getLogger("fastcoop")
 
@@ -81,7 +80,8 @@ def _content(source: Any) -> tuple[PlacedDict, str]:
 def is_name(path: tuple[str, ...], written: str) -> bool:
     """Return whether the values, or the keys, at a path of a grid are names, which are text: "no" is not False."""
     parent, key = ("", "", *path)[-2:]
-    return bool(written) and (key in NAMES or parent == "targets" or (parent == "blocks" and not key))
+    is_list = key in ("backbones", "datasets", "init")
+    return bool(written) and (is_list or parent == "targets" or (parent == "blocks" and not key))
 
 
 def _own_keys(given: PlacedDict) -> dict[str | None, PlacedDict]:
@@ -110,12 +110,11 @@ def _check(given: PlacedDict, name: str) -> None:
 
 
 def _check_keys(content: PlacedDict, known: Sequence[str], what: str) -> None:
-    for key in content:
-        if key not in known:
-            problem = f'Unknown setting "{key}" of {what}.{nearest(str(key), known)}'
-            if key in TOP_KEYS:
-                problem = f'"{key}" holds for the whole grid; put it at its top.'
-            raise UserError(f"{content.place(key)}{problem}")
+    for key in [one for one in content if one not in known]:
+        problem = f'Unknown setting "{key}" of {what}.{nearest(str(key), known)}'
+        if key in TOP_KEYS:
+            problem = f'"{key}" holds for the whole grid; put it at its top.'
+        raise UserError(f"{content.place(key)}{problem}")
 
 
 def _list_methods(content: PlacedDict) -> None:
@@ -211,6 +210,8 @@ def _keep_only(given: PlacedDict, blocks: Sequence[GridBlock], only: Sequence[st
         raise UserError(f"{where} has no {' or '.join(methods)}; its methods are {', '.join(found)}.")
     if names:
         given["blocks"] = PlacedDict({name: given["blocks"][name] for name in kept}, given["blocks"].places)
+        for key in set(given).intersection(*given["blocks"].values()):  # which only other blocks read
+            del given[key]
     for content in (given, *_own_keys(given).values()):
         if methods and "methods" in content:
             content["methods"] = [one for one in content["methods"] if set(one) & set(methods)]

@@ -33,12 +33,11 @@ class RunKeys:
             run.subset,
             run.data.store,
         )
-        pre = "pre" in method.kinds
 
         def inputs() -> dict[str, Any]:
             features = store.digest if store else [data.name]
             found = {"backbone": model.digest, "dataset": data.dataset.digest, "features": features}
-            return found | ({"pre": store and store.before_digest} if pre else {})
+            return found | ({"pre": store and store.before_digest} if "pre" in method.kinds else {})
 
         def drawn() -> list[str | None] | None:
             """Digests of training images, validation images and training features (None if not cached)."""
@@ -49,9 +48,9 @@ class RunKeys:
         given = (run.settings, data, model), (run.method, run.shots, sizes)
         settings = self._json(*given, lambda: method.key_settings(run, model))
         text = (
-            f'{self._json((data, model), (pre,), inputs)[:-1]}, "method": "{run.method}", "recipe": {RESULTS_VERSION}, '
-            f'"seed": {run.seed}, "settings": {settings}, "shots": {json.dumps(run.shots)}, '
-            f'"subset": {self._json((data, subset), (), drawn)}'
+            f'{self._json((data, model), method.kinds, inputs)[:-1]}, "method": "{run.method}", '
+            f'"recipe": {RESULTS_VERSION}, "seed": {run.seed}, "settings": {settings}, '
+            f'"shots": {json.dumps(run.shots)}, "subset": {self._json((data, subset), (), drawn)}'
         )
         if (rows := method.read_draw(run)) is not None:
             text += f', "tuned_on": "{_digest(rows)}"'

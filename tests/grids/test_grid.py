@@ -204,6 +204,12 @@ def test_the_command_line_narrows_every_block(
     assert [*again.runs()] == [*read_grid(file, overrides, only).runs()]
 
 
+def test_what_is_kept_of_a_grid_reads_without_warnings(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file.write_text(BLOCKS.replace("blocks:", "blocks:\n  prompts: {methods: kgcoop}") + "shots: 4\n")
+    read_grid(dict(read_grid(file, [], ["unified"]).source))
+    assert not caplog.records
+
+
 def test_a_block_without_the_methods_that_are_kept_is_named(file: Path) -> None:
     with pytest.raises(
         UserError, match="Block unified of the grid has no linear_probe; its methods are coop"
