@@ -99,7 +99,7 @@ class _History:
     """
 
     def __init__(self, like: Tensor) -> None:
-        self._vectors = like.new_empty(CORRECTIONS, 2, len(like))  # changes of the point and of the gradient
+        self._vectors = like.new_empty(2 * CORRECTIONS, len(like))  # changes of point and gradient, by turns
         self._products = np.zeros((2, CORRECTIONS, CORRECTIONS))  # of both with changes of the gradient
         self._of_gradient = np.zeros((2, CORRECTIONS))  # products of both with the last gradient
         self._rows: list[int] = []  # oldest first
@@ -115,8 +115,8 @@ class _History:
         """Add a correction, in place of the oldest if there are too many."""
         row = len(self._rows) if len(self._rows) < CORRECTIONS else self._rows.pop(0)
         self._rows.append(row)
-        torch.mul(direction, step, out=self._vectors[row, 0])
-        change = torch.sub(gradient, previous_gradient, out=self._vectors[row, 1])
+        torch.mul(direction, step, out=self._vectors[2 * row])
+        change = torch.sub(gradient, previous_gradient, out=self._vectors[2 * row + 1])
         self._newest = curvature, float(change.dot(change))
 
     def direction(self, gradient: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class _History:
         if not self._rows:
             return -gradient
         rows, newest = np.array(self._rows), self._rows[-1]
-        vectors = self._vectors[: len(rows)].flatten(0, 1)
+        vectors = self._vectors[: 2 * len(rows)]
         of_gradient = np.zeros((2, CORRECTIONS))
         of_gradient[:, : len(rows)] = (vectors @ gradient).cpu().numpy().reshape(-1, 2).T
         if self._newest:
@@ -143,7 +143,7 @@ class _History:
         middle = curvatures * solved + scale * (squares @ solved - with_gradient_changes)
         weights = np.empty((len(rows), 2))
         weights[rows, 0], weights[rows, 1] = -dtrtrs(mixed, middle, trans=1)[0], scale * solved
-        weights_there = torch.as_tensor(weights.ravel(), device=gradient.device)
+        weights_there = torch.from_numpy(weights.ravel()).to(gradient.device)
         return gradient.addmv(vectors.T, weights_there, beta=-scale)
 
 

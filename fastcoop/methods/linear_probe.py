@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from fastcoop import backbones
 from fastcoop.methods.base import Method, MethodSettings, Outcome
 from fastcoop.methods.data import Data, Labelled, class_rows
-from fastcoop.methods.late import Backbone, Tensor, torch
+from fastcoop.methods.late import Backbone, torch
 from fastcoop.methods.logistic import Fit, LogisticProblem
 from fastcoop.methods.scores import LinearClassifier
 from fastcoop.methods.spec import RunSpec
@@ -123,27 +124,28 @@ def choose_c(
     """
     is_small = len(np.unique(train[1])) * train[0].shape[1] < SMALL
     threads = 1 if is_small or torch.device(device).type != "cpu" else torch.get_num_threads()
-    with backbones.precision.limit_threads(1), warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
+    with backbones.precision.limit_threads(1), warnings.catch_warnings(), ExitStack() as stack:
         # scikit-learn warns of one image per class, and of ending at 1,000 steps, where the official probe ends too.
         warnings.simplefilter("ignore", UserWarning)
+        pool = ThreadPoolExecutor(threads)
+        stack.callback(pool.shutdown, cancel_futures=True)  # no error waits for fits that have not begun
         fits = _Fits(train, val, settings, device, pool, threads)
-        fits.add(START)
+        fits.start(START)
         best = START[0]
         for log_c in START[1:]:
             best = log_c if fits.is_better(log_c, best) else best
         low, high = best - 1.0, best + 1.0
+        fits.start([low, high])
         for step in range(settings.search_steps):
             middle = (low + high) / 2
-            if low not in fits.fitted or high not in fits.fitted:
-                # Whichever end is better, the next step needs the middle.
-                is_last = step + 1 == settings.search_steps
-                fits.add([low, high] if is_last else [low, high, middle])
+            if step + 1 < settings.search_steps:
+                fits.start([middle])  # an end of the next bracket, whichever of these ends is better
             if fits.is_better(high, low):
                 chosen, low = high, middle
             else:
                 chosen, high = low, middle
         fits.settle([chosen])
-    return chosen, fits.fitted[chosen].most / len(val[1]), fits.fitted[chosen].model
+        return chosen, fits[chosen].most / len(val[1]), fits.model(chosen)
 
 
 def rounding_after(iterations: int) -> float:
@@ -157,8 +159,8 @@ def rounding_after(iterations: int) -> float:
 class _Fitted(NamedTuple):
     fewest: int  # validation images that are classified correctly, whatever the rounding error
     most: int  # the same, with those where the rounding error may decide
-    model: LogisticRegression
-    start: Tensor | None  # the weights where a converged fit with a near C starts
+    iterations: int
+    fit: Fit | LogisticRegression
 
 
 class _Fits:
@@ -180,43 +182,62 @@ class _Fits:
     ) -> None:
         from sklearn.utils import assert_all_finite
 
-        assert_all_finite(train[0], input_name="X")
+        for features, _ in (train, val):
+            assert_all_finite(features, input_name="X")
         self._train, self._val, self._iterations = train, val, settings.iterations
         self._classes, labels = np.unique(train[1], return_inverse=True)
         self._on_cpu, self._converges = torch.device(device).type == "cpu", settings.solver == "converged"
         self._problem = LogisticProblem(train[0], labels, device, self._converges, self._map_parts)
+        self._val_columns = self._problem.columns(val[0])
         self._pool, self._threads = pool, threads
-        self._map = pool.map if threads > 1 else map
-        self._running: set[float] = set()  # log10 of C
-        self.fitted: dict[float, _Fitted] = {}
+        self._started: dict[float, Future[_Fitted]] = {}
+        self._known: dict[float, _Fitted] = {}
 
-    def add(self, log_cs: Sequence[float]) -> None:
-        """Fit those that are not fitted yet. The first of converged ones start each other, from the smallest C."""
-        missing = [log_c for log_c in log_cs if log_c not in self.fitted]
-        for some in [[one] for one in sorted(missing)] if self._converges and not self.fitted else [missing]:
-            fits = self._map(self._fit, some, [*map(self._nearest, some)])
-            self.fitted |= dict(zip(some, [*fits], strict=True))
+    def start(self, log_cs: Sequence[float]) -> None:
+        """Start fits. The first of converged ones start each other, from the smallest C."""
+        is_chain = self._converges and not self._started
+        for log_c in sorted(log_cs) if is_chain else log_cs:
+            if log_c not in self._started:
+                # The nearest C among those that the search has read, so that results do not depend on the threads.
+                near = min(self._known, key=lambda other: abs(other - log_c), default=log_c)
+                self._started[log_c] = self._pool.submit(self._fit, log_c, self._known.get(near))
+            if is_chain:
+                self[log_c]
+
+    def __getitem__(self, log_c: float) -> _Fitted:
+        """Wait for a fit that has started, and return it."""
+        if log_c not in self._known:
+            self._known[log_c] = self._started[log_c].result()
+        return self._known[log_c]
 
     def is_better(self, log_c: float, other: float) -> bool:
         """Return whether the first recognizes more validation images than the other."""
-        one, two = self.fitted[log_c], self.fitted[other]
+        one, two = self[log_c], self[other]
         if one.fewest <= two.most and one.most > two.fewest:
             self.settle([log_c, other])
-        return self.fitted[log_c].fewest > self.fitted[other].most
+        return self[log_c].fewest > self[other].most
 
     def settle(self, log_cs: Sequence[float]) -> None:
         """Have scikit-learn compute those whose number of recognized images may depend on rounding."""
-        unclear = [log_c for log_c in log_cs if self.fitted[log_c].fewest < self.fitted[log_c].most]
-        fits = self._map(lambda log_c: self._fitted(self._scikit_learn(log_c)), unclear)
-        self.fitted |= dict(zip(unclear, [*fits], strict=True))
+        unclear = [log_c for log_c in log_cs if self[log_c].fewest < self[log_c].most]
+        fits = self._pool.map(lambda log_c: self._fitted(self._scikit_learn(log_c)), unclear)
+        self._known |= dict(zip(unclear, [*fits], strict=True))
 
-    def _nearest(self, log_c: float) -> _Fitted | None:
-        near = min(self.fitted, key=lambda other: abs(other - log_c), default=None)
-        return None if near is None else self.fitted[near]
+    def model(self, log_c: float) -> LogisticRegression:
+        """Return a fit as scikit-learn's estimator."""
+        fit = self[log_c].fit
+        if not isinstance(fit, Fit):
+            return fit
+        model, (coef, intercept) = self._unfitted(log_c), self._problem.coefficients(fit)
+        if len(self._classes) == 2:
+            coef, intercept = np.diff(coef, axis=0), np.diff(intercept)
+        model.classes_, model.coef_, model.intercept_ = self._classes, coef, intercept
+        model.n_features_in_, model.n_iter_ = coef.shape[1], np.array([fit.iterations], dtype=np.int32)
+        return model
 
     def _map_parts(self, function: Callable[..., Any], parts: Sequence[Any]) -> Iterable[Any]:
         """Apply a function to parts of a fit, at the same time if fits leave threads idle."""
-        if len(self._running) >= self._threads:
+        if sum(not fit.done() for fit in [*self._started.values()]) >= self._threads:
             return map(function, parts)
         futures = [self._pool.submit(function, part) for part in parts]
         # This thread computes parts that no other has begun, the last one first, so that fits never wait for a thread.
@@ -224,19 +245,15 @@ class _Fits:
         return [own[n] if n in own else future.result() for n, future in enumerate(futures)]
 
     def _fit(self, log_c: float, near: _Fitted | None) -> _Fitted:
-        self._running.add(log_c)
-        try:
-            if not self._converges or len(self._classes) < 2:  # one class: scikit-learn raises its error
-                return self._fitted(*self._official(log_c, near))
-            fit = self._problem.optimum(10.0**log_c, near and near.start)
-            return self._fitted(self._model(log_c, fit), start=fit.weights)
-        finally:
-            self._running.remove(log_c)
+        if not self._converges or len(self._classes) < 2:  # one class: scikit-learn raises its error
+            return self._fitted(*self._official(log_c, near))
+        start = near.fit.weights if near and isinstance(near.fit, Fit) else None
+        return self._fitted(self._problem.optimum(10.0**log_c, start))
 
-    def _official(self, log_c: float, near: _Fitted | None) -> tuple[LogisticRegression, float]:
+    def _official(self, log_c: float, near: _Fitted | None) -> tuple[Fit | LogisticRegression, float]:
         """Return a fit, and the rounding error of its logits as `rounding_after` gives it; 0 for scikit-learn's own."""
         is_small = len(self._classes) * self._problem.dim < SMALL
-        is_long = near is not None and near.model.n_iter_[0] > REPRODUCIBLE  # as the near one is
+        is_long = near is not None and near.iterations > REPRODUCIBLE  # as the near one is
         # For two classes, scikit-learn has another objective.
         if len(self._classes) < 3 or (self._on_cpu and (is_small or is_long)):
             return self._scikit_learn(log_c), 0.0
@@ -244,19 +261,21 @@ class _Fits:
         fit = self._problem.scikit_learn_fit(10.0**log_c, limit)
         if limit < self._iterations and not fit.converged:
             return self._scikit_learn(log_c), 0.0
-        return self._model(log_c, fit), rounding_after(fit.iterations) if self._on_cpu else 0.0
+        return fit, rounding_after(fit.iterations) if self._on_cpu else 0.0
 
-    def _fitted(
-        self, model: LogisticRegression, rounding: float = 0.0, start: Tensor | None = None
-    ) -> _Fitted:
+    def _fitted(self, fit: Fit | LogisticRegression, rounding: float = 0.0) -> _Fitted:
         images, labels = self._val
+        if not isinstance(fit, Fit):
+            correct = int((fit.predict(images) == labels).sum())
+            return _Fitted(correct, correct, int(fit.n_iter_[0]), fit)
+        logits = (fit.weights @ self._val_columns).cpu().numpy()
         if not rounding:
-            correct = int((model.predict(images) == labels).sum())
-            return _Fitted(correct, correct, model, start)
-        logits, is_label = model.decision_function(images), labels[:, None] == self._classes
-        of_label, of_others = (np.where(chosen, logits, -np.inf).max(1) for chosen in (is_label, ~is_label))
-        lead, unclear = of_label - of_others, rounding * np.ptp(logits, axis=1)
-        return _Fitted(int((lead > unclear).sum()), int((lead >= -unclear).sum()), model, start)
+            correct = int((self._classes[logits.argmax(0)] == labels).sum())
+            return _Fitted(correct, correct, fit.iterations, fit)
+        is_label = labels == self._classes[:, None]
+        of_label, of_others = (np.where(chosen, logits, -np.inf).max(0) for chosen in (is_label, ~is_label))
+        lead, unclear = of_label - of_others, rounding * np.ptp(logits, axis=0)
+        return _Fitted(int((lead > unclear).sum()), int((lead >= -unclear).sum()), fit.iterations, fit)
 
     def _scikit_learn(self, log_c: float) -> LogisticRegression:
         """Return scikit-learn's own fit, or its error."""
@@ -266,12 +285,3 @@ class _Fits:
         from sklearn.linear_model import LogisticRegression
 
         return LogisticRegression(solver="lbfgs", max_iter=self._iterations, C=10.0**log_c)
-
-    def _model(self, log_c: float, fit: Fit) -> LogisticRegression:
-        """Return a fit as scikit-learn's estimator."""
-        model, coef, intercept = self._unfitted(log_c), fit.coef, fit.intercept
-        if len(self._classes) == 2:
-            coef, intercept = np.diff(coef, axis=0), np.diff(intercept)
-        model.classes_, model.coef_, model.intercept_ = self._classes, coef, intercept
-        model.n_features_in_, model.n_iter_ = coef.shape[1], np.array([fit.iterations], dtype=np.int32)
-        return model

@@ -6,9 +6,9 @@ computed in the span of the images.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,30 +23,17 @@ RESIDUAL = 0.05  # of a Newton step, in the preconditioner's norm
 PART_WORK, MAX_PARTS = 2**26, 8  # multiplications of a product with the images of a part; parts
 
 
-@dataclass(frozen=True, eq=False)
-class Fit:
-    """A fitted model.
-
-    Attributes:
-        coef: float64 (classes, dim).
-        intercept: float64 (classes,).
-        iterations: Number of iterations.
-        converged: Whether they ended by their own rules, not by the largest number of them.
-        weights: Where a fit with a similar C may start.
-    """
-
-    coef: np.ndarray
-    intercept: np.ndarray
+class Fit(NamedTuple):
+    weights: Tensor  # (classes, rank + 1); a fit with a similar C may start there
     iterations: int
-    converged: bool
-    weights: Tensor
+    converged: bool  # whether iterations ended by their own rules, not by the largest number of them
 
 
 class _Part(NamedTuple):
     features: Tensor  # and a one (images of the part, rank + 1)
     transposed: Tensor
     labels: Tensor  # int64 (1, images of the part)
-    shares: Tensor  # one divided by the number of all images, of that shape
+    minus_ones: Tensor  # of that shape
 
 
 class LogisticProblem:
@@ -93,8 +80,10 @@ class LogisticProblem:
         count = 1 if x.device.type != "cpu" else with_ones.numel() * self.classes // PART_WORK
         count = max(1, min(count, self.images, MAX_PARTS))
         self._zeros, self._map_parts = x.new_zeros(self.classes, width), map_parts if count > 1 else map
+        self._is_coef = x.new_ones(width)  # 0 for intercepts, which have no penalty
+        self._is_coef[-1] = 0
         self._parts = [
-            _Part(rows, rows.T.contiguous(), of_rows, x.new_full(of_rows.shape, 1 / self.images))
+            _Part(rows, rows.T.contiguous(), of_rows, x.new_full(of_rows.shape, -1))
             for rows, of_rows in zip(
                 with_ones.tensor_split(count), numbers.tensor_split(count, 1), strict=True
             )
@@ -105,15 +94,17 @@ class LogisticProblem:
 
         For two classes, scikit-learn has another objective.
         """
-        penalty = 1 / (c * self.images)
+        penalties = self._is_coef / (c * self.images)
 
         def evaluate(weights: Tensor) -> tuple[float, Tensor]:
-            loss, gradient, _ = self._derivatives(weights.view_as(self._zeros), penalty)
+            if weights is start:
+                return self._at_zero
+            loss, gradient, _ = self._derivatives(weights.view_as(self._zeros), penalties)
             return loss, gradient.view(-1)
 
-        is_small = _StoppingRule(self._zeros.shape, self._rotation)
-        weights, iterations, converged = minimize(evaluate, self._zeros.view(-1), is_small, max_iterations)
-        return self._fit(weights.view_as(self._zeros), iterations, converged)
+        start, is_small = self._zeros.view(-1), _StoppingRule(self._zeros.shape, self._rotation)
+        weights, iterations, converged = minimize(evaluate, start, is_small, max_iterations)
+        return Fit(weights.view_as(self._zeros), iterations, converged)
 
     def optimum(self, c: float, start: Tensor | None = None) -> Fit:
         """Return the minimum of scikit-learn's objective, by Newton's method with conjugate gradients.
@@ -123,66 +114,85 @@ class LogisticProblem:
             start: The weights of the fit with another C.
         """
         # With two classes, scikit-learn penalizes the difference of their coefficients, whose square is twice theirs.
-        penalty = (2 if self.classes == 2 else 1) / (c * self.images)
+        penalties = self._is_coef * (2 if self.classes == 2 else 1) / (c * self.images)
         weights = self._zeros if start is None else start
-        loss, gradient, residuals = self._derivatives(weights, penalty)
+        loss, gradient, residuals = self._derivatives(weights, penalties)
         for iteration in range(MAX_NEWTON_STEPS):
-            direction = self._newton_direction(gradient, residuals, penalty)
+            direction = self._newton_direction(gradient, residuals, penalties)
             decrease = -float((gradient * direction).sum())
             if decrease <= OPTIMUM_TOLERANCE * loss:
-                return self._fit(weights, iteration, True)
+                return Fit(weights, iteration, True)
             step = 1.0
             while True:
                 point = weights.add(direction, alpha=step)
-                found = self._derivatives(point, penalty)
+                found = self._derivatives(point, penalties)
                 if found[0] <= loss - 1e-4 * step * decrease:
                     break
                 step /= 2
                 if step < EPSILON:
-                    return self._fit(weights, iteration, False)
+                    return Fit(weights, iteration, False)
             weights, (loss, gradient, residuals) = point, found
-        return self._fit(weights, MAX_NEWTON_STEPS, False)
+        return Fit(weights, MAX_NEWTON_STEPS, False)
 
-    def _fit(self, weights: Tensor, iterations: int, converged: bool) -> Fit:
-        coef = weights[:, :-1] if self._rotation is None else weights[:, :-1] @ self._rotation
-        intercept = weights[:, -1] - coef @ self._mean
-        return Fit(coef.cpu().numpy(), intercept.cpu().numpy(), iterations, converged, weights)
+    def coefficients(self, fit: Fit) -> tuple[np.ndarray, np.ndarray]:
+        """Return a fit's coefficients (classes, dim) and intercepts (classes,), float64."""
+        rotated, intercept = fit.weights[:, :-1], fit.weights[:, -1]
+        coef = rotated if self._rotation is None else rotated @ self._rotation
+        return coef.cpu().numpy(), (intercept - coef @ self._mean).cpu().numpy()
 
-    def _derivatives(self, weights: Tensor, penalty: float) -> tuple[float, Tensor, list[Tensor]]:
+    def columns(self, images: np.ndarray) -> Tensor:
+        """Return images (n, dim) as columns (rank + 1, n), which a fit's weights multiply to logits."""
+        x = torch.as_tensor(images, dtype=torch.float64, device=self._mean.device) - self._mean
+        x = x if self._rotation is None else x @ self._rotation.T
+        return torch.cat([x.T, x.new_ones(1, len(x))])
+
+    @cached_property
+    def _at_zero(self) -> tuple[float, Tensor]:
+        """The objective and its gradient at zero weights, where classes are equally probable, whatever C is."""
+        gradient = torch.zeros_like(self._zeros)
+        for part in self._parts:
+            probabilities = torch.full_like(part.transposed[:1], 1 / self.classes).repeat(self.classes, 1)
+            gradient += self._residuals(probabilities, part) @ part.features
+        return math.log(self.classes), gradient.view(-1)
+
+    def _derivatives(self, weights: Tensor, penalties: Tensor) -> tuple[float, Tensor, list[Tensor]]:
         """Return the objective, its gradient (classes, rank + 1) and the residuals of each part (classes, images).
 
-        The objective is the mean cross-entropy, and half the penalty times the squared coefficients. Residuals are
-        probabilities minus targets, divided by the number of images.
+        The objective is the mean cross-entropy, and half the sum of the penalties, (rank + 1,), times the squared
+        weights. Residuals are probabilities minus targets, divided by the number of images.
         """
         found = self._map_parts(partial(self._of_part, weights), self._parts)
-        losses, gradients, residuals = zip(*found, strict=True)
-        coef, gradient = weights[:, :-1], _total(gradients)
-        gradient[:, :-1].add_(coef, alpha=penalty)
-        decay = 0.5 * penalty * float(torch.linalg.vector_norm(coef)) ** 2
-        return float(_total(losses)) / self.images + decay, gradient, [*residuals]
+        log_likelihoods, gradients, residuals = zip(*found, strict=True)
+        decay = weights * penalties
+        half_decay = 0.5 * float(decay.view(-1).dot(weights.view(-1)))
+        loss = half_decay - sum(map(float, log_likelihoods)) / self.images
+        return loss, _total([decay, *gradients]), [*residuals]
 
-    def _newton_direction(self, gradient: Tensor, residuals: list[Tensor], penalty: float) -> Tensor:
+    def _newton_direction(self, gradient: Tensor, residuals: list[Tensor], penalties: Tensor) -> Tensor:
         """Return minus the inverse Hessian times the gradient, roughly, by preconditioned conjugate gradients.
 
         The preconditioner is the Hessian's diagonal if probabilities do not depend on the image: in principal axes,
         its part of one class is then diagonal.
         """
         pairs = [
-            (part, there.scatter_add(0, part.labels, part.shares))  # probabilities / images
+            (
+                part,
+                there.scatter_add(0, part.labels, part.minus_ones / -self.images),
+            )  # probabilities / images
             for part, there in zip(self._parts, residuals, strict=True)
         ]
         mass = _total((p * (1 - p * self.images).clamp(min=0)).sum(1, keepdim=True) for _, p in pairs)
         diagonal = gradient.new_ones(gradient.shape)
         diagonal[:, :-1] = self._variances.clamp(min=0)
         diagonal *= mass
-        diagonal[:, :-1] += penalty
+        diagonal += penalties
         direction, residual = gradient.new_zeros(gradient.shape), -gradient
         scaled = residual / diagonal
         along, square = scaled, (residual * scaled).sum()
         enough = RESIDUAL**2 * square
         for _ in range(MAX_PRODUCTS):
-            product = _total(self._map_parts(partial(self._curvature, along), pairs))
-            product[:, :-1].add_(along[:, :-1], alpha=penalty)
+            terms = self._map_parts(partial(self._curvature, along), pairs)
+            product = _total([along * penalties, *terms])
             length = square / (along * product).sum()
             direction = direction + length * along
             residual = residual - length * product
@@ -194,13 +204,15 @@ class LogisticProblem:
         return direction
 
     def _of_part(self, weights: Tensor, part: _Part) -> tuple[Tensor, Tensor, Tensor]:
-        """Return a part's sum of cross-entropies, its term of the gradient, and its residuals."""
-        logits = weights @ part.transposed
-        logits -= logits.amax(0)
-        of_labels = logits.gather(0, part.labels).sum()
-        sums = logits.exp_().sum(0)
-        residuals = logits.div_(sums * self.images).scatter_add_(0, part.labels, -part.shares)
-        return sums.log().sum() - of_labels, residuals @ part.features, residuals
+        """Return a part's log-likelihood, its term of the gradient, and its residuals."""
+        log_probabilities = torch.log_softmax(weights @ part.transposed, 0)
+        log_likelihood = log_probabilities.gather(0, part.labels).sum()
+        residuals = self._residuals(log_probabilities.exp_(), part)
+        return log_likelihood, residuals @ part.features, residuals
+
+    def _residuals(self, probabilities: Tensor, part: _Part) -> Tensor:
+        """Return probabilities minus targets, divided by the number of images, in place of the probabilities."""
+        return probabilities.scatter_add_(0, part.labels, part.minus_ones).mul_(1 / self.images)
 
     def _curvature(self, along: Tensor, pair: tuple[_Part, Tensor]) -> Tensor:
         """Return a part's term of the product of the Hessian with a vector."""
@@ -225,7 +237,7 @@ class _StoppingRule:
         rows = gradient.view(self._shape)
         if self._rotation is None:
             return bool(torch.linalg.vector_norm(rows, torch.inf) <= GRADIENT_TOLERANCE)
-        if rows[:, -1].abs().max() > GRADIENT_TOLERANCE:
+        if float(torch.linalg.vector_norm(rows[:, -1], torch.inf)) > GRADIENT_TOLERANCE:
             return False
         # An entry that was over the tolerance usually is again.
         if self._large and abs(float(rows[self._large[0], :-1].dot(self._large[1]))) > GRADIENT_TOLERANCE:
