@@ -119,9 +119,9 @@ def _half_width(error: float, freedom: float) -> float:
     return float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * error if error > 0 else math.nan
 
 
-def judge_greater(differences: pd.Series, above: float = 0.0, unit: str | None = None) -> Judgment:
+def judge_greater(differences: pd.Series, above: float = 0.0) -> Judgment:
     """Return the verdict on "greater than ``above``": it holds or fails if that is significant."""
-    test = compare_pairs(differences, above, unit)
+    test = compare_pairs(differences, above)
     if test.p < LEVEL and test.mean > above:
         return HOLDS, test
     return (FAILS if test.against < LEVEL and test.mean <= above else UNKNOWN), test

@@ -213,10 +213,10 @@ class Table:
         return f"<div class=wide>{table}</div>{notes}"
 
 
-def text_table(title: str, frame: pd.DataFrame, over: str = "", notes: Iterable[str] = ()) -> Table:
+def text_table(title: str, frame: pd.DataFrame, notes: Iterable[str] = ()) -> Table:
     """Return a table of the texts in a data frame, whose index names the rows."""
     heads, columns = tuple(map(str, frame.index.names)), tuple(map(str, frame))
-    table = Table(title, heads, columns, over, unit="", notes=list(notes))
+    table = Table(title, heads, columns, unit="", notes=list(notes))
     for names, texts in zip(frame.index, frame.to_numpy(), strict=True):
         table.add(names if len(heads) > 1 else (names,), dict(zip(columns, texts, strict=True)))
     return table
