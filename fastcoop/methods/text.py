@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from string import punctuation
 from textwrap import shorten
 from typing import Annotated, Any
@@ -123,9 +123,8 @@ def prompt_features(backbone: Backbone, class_names: tuple[str, ...], template: 
 @memoize(512)
 def raw_prompt_features(backbone: Backbone, class_names: tuple[str, ...], template: str) -> np.ndarray:
     """Return text features float32 (classes, dim), as the text tower gives them, of class names in a template."""
-    prompts = fill(template, class_names)
     with torch.no_grad():
-        parts = [backbone.encode_text(prompts[i : i + AT_ONCE]) for i in range(0, len(prompts), AT_ONCE)]
+        parts = [backbone.encode_text(prompts) for prompts in _prompts_at_once(class_names, template)]
     features = torch.cat(parts).float().cpu().numpy()
     if not np.isfinite(unit(features)).all():
         raise UserError(
@@ -133,6 +132,34 @@ def raw_prompt_features(backbone: Backbone, class_names: tuple[str, ...], templa
             "weights, and load them in float32."
         )
     return np.asarray(features)
+
+
+def _prompts_at_once(class_names: Sequence[str], template: str) -> Iterator[list[str]]:
+    """Yield the prompts of a template, in the parts that are encoded at once."""
+    prompts = fill(template, class_names)
+    yield from (prompts[start : start + AT_ONCE] for start in range(0, len(prompts), AT_ONCE))
+
+
+def encoded_prompts(runs: Iterable[RunSpec[Any]]) -> dict[str, dict[tuple[str, ...], np.ndarray]]:
+    """Return what ``Backbone.encode_text`` gives for all prompts of runs that use their backbone for nothing else.
+
+    Returns:
+        By name of backbone, the features float32 (n, dim) of each n prompts that are encoded at once.
+    """
+    from fastcoop.methods import METHODS
+
+    used: dict[tuple[Backbone, tuple[str, ...], str], None] = {}  # a set in order
+    for run in runs:
+        method, tuning = METHODS[run.method], (run.tuning,) if run.tuning else ()
+        for data in () if method.needs_backbone else (run.data, *run.tests, *tuning):
+            for template in method.prompts(run.settings, data):
+                used[run.model, data.class_names, template] = None
+    found: dict[str, dict[tuple[str, ...], np.ndarray]] = {}
+    for backbone, class_names, template in used:
+        for prompts in _prompts_at_once(class_names, template):
+            features = backbone.encode_text(prompts).float().cpu().numpy()
+            found.setdefault(backbone.name, {})[tuple(prompts)] = features
+    return found
 
 
 def class_texts(backbone: Backbone, data: Data, template: str | None = None) -> np.ndarray:

@@ -250,7 +250,7 @@ def sweep(
 
             executor = ClusterExecutor(WorkerSpec.of(loaded, workers_device), address, folder)
         elif plan.team.size > 1:
-            executor = ProcessExecutor(WorkerSpec.of(loaded, device), plan.team)
+            executor = ProcessExecutor(WorkerSpec.of(loaded, device, plan.pending.values()), plan.team)
         log.debug(
             "%d runs in %d batches for %d process(es).", len(plan.pending), len(plan.batches), executor.size
         )

@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from fastcoop.datasets import Dataset
 from fastcoop.errors import UserError
+from fastcoop.memo import Late
 from fastcoop.methods import METHODS, Data, FeatureBank, Outcome, RunContext, RunSpec
+from fastcoop.methods.text import encoded_prompts
 from fastcoop.results.records import Batch
 from fastcoop.sweeps.checkpoints import CheckpointFile
 from fastcoop.sweeps.loading import LoadedGrid
@@ -23,6 +28,7 @@ if TYPE_CHECKING:
     from fastcoop.engine.runs import State
     from fastcoop.features import StoreVersion
 
+KNOWN = ("name", "digest", "embed_dim", "logit_scale")  # attributes of a `Backbone`
 PROGRESS_EVERY = 0.5  # seconds between events of progress
 
 
@@ -90,6 +96,8 @@ class WorkerSpec:
         versions: What these stores held when the runs were planned.
         views: Views of training features.
         device: Of the towers. "auto" is found by the worker.
+        known: Of a backbone on a CPU, by name: attributes of `Backbone` that runs without its towers use.
+        texts: Its text features, as `encoded_prompts` returns them. A worker without other runs loads no towers.
     """
 
     backbones: dict[str, str]
@@ -98,10 +106,12 @@ class WorkerSpec:
     versions: dict[tuple[str, str], StoreVersion]
     views: int
     device: str
+    known: dict[str, dict[str, Any]] = field(default_factory=dict)
+    texts: dict[str, dict[tuple[str, ...], np.ndarray]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, loaded: LoadedGrid, device: str) -> WorkerSpec:
-        """Return the spec of a grid."""
+    def of(cls, loaded: LoadedGrid, device: str, runs: Iterable[RunSpec] = ()) -> WorkerSpec:
+        """Return the spec of a grid. ``runs``: bound ones, whose hand-written prompts are encoded here, on a CPU."""
         from fastcoop.backbones.load import is_model_path
 
         specs = {
@@ -112,7 +122,11 @@ class WorkerSpec:
         opened = {names: data.store for names, data in loaded.features.items() if data.store is not None}
         stores = {names: store.path.resolve() for names, store in opened.items()}
         versions = {names: store.file.version for names, store in opened.items()}
-        return cls(specs, datasets, stores, versions, loaded.grid.views, device)
+        known, texts = {}, {}
+        if device == "cpu":
+            texts = encoded_prompts(runs)
+            known = {one.name: {name: getattr(one, name) for name in KNOWN} for one in loaded.backbones}
+        return cls(specs, datasets, stores, versions, loaded.grid.views, device, known, texts)
 
 
 class WorkerBank(FeatureBank):
@@ -124,12 +138,28 @@ class WorkerBank(FeatureBank):
         self._data: dict[str, Data] = {}
 
     def backbone(self, name: str) -> Backbone:
-        from fastcoop.backbones import backbone_from_spec
-
         if self._backbone is None or self._backbone.name != name:
             self._data.clear()
-            self._backbone = backbone_from_spec(self.spec.backbones[name], device=self.spec.device)
+            self._backbone = self._late(name) if name in self.spec.known else self._load(name)
         return self._backbone
+
+    def _load(self, name: str) -> Backbone:
+        from fastcoop.backbones import backbone_from_spec
+
+        return backbone_from_spec(self.spec.backbones[name], device=self.spec.device)
+
+    def _late(self, name: str) -> Backbone:
+        """Return a backbone that loads itself when more than what is known of it is used."""
+        import torch
+
+        load, texts = cache(partial(self._load, name)), self.spec.texts.get(name, {})
+
+        def encode_text(prompts: Sequence[str]) -> torch.Tensor:
+            features = texts.get(tuple(prompts))
+            return load().encode_text(prompts) if features is None else torch.from_numpy(features)
+
+        found: Any = Late(load, device=torch.device("cpu"), encode_text=encode_text, **self.spec.known[name])
+        return found
 
     def data(self, backbone: str, dataset: str) -> Data:
         from fastcoop.features import FeatureStore

@@ -26,7 +26,7 @@ from fastcoop.results.records import Batch
 from fastcoop.sweeps import checkpoints
 from fastcoop.sweeps.tasks import BatchFinished, Event, OnEvent, Task, WorkerBank, WorkerSpec, run_task
 
-SMALL_SWEEP = 20.0  # expected seconds of one core; starting a worker takes about 6
+SMALL_SWEEP = 20.0  # expected seconds of one core; starting a worker takes about 6, or 2 without towers
 WORKER_BYTES = 700e6  # a worker with its libraries and a small backbone, without what training takes
 TICK = 0.5  # seconds between calls of on_tick while no event arrives
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")

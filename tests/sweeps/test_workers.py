@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
+import subprocess
+import sys
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -25,8 +28,9 @@ from fastcoop.results import load_contexts, load_results
 from fastcoop.results.records import Batch
 from fastcoop.results.store import ResultsStore
 from fastcoop.sweeps import Summary, cache_grid
+from fastcoop.sweeps.batches import plan_batches
 from fastcoop.sweeps.loading import load_grid, open_features
-from fastcoop.sweeps.tasks import Task, WorkerBank, WorkerSpec
+from fastcoop.sweeps.tasks import RunFinished, Task, WorkerBank, WorkerSpec, run_task
 from fastcoop.sweeps.workers import (
     ExecutorConfig,
     ProcessExecutor,
@@ -103,6 +107,52 @@ def test_a_worker_reads_the_features_of_each_runs_own_backbone(world: Path, tmp_
         assert bound.model.digest == run.model.digest
         assert bound.data.store is not None
         assert bound.data.store.path == tmp_path / "cache" / run.backbone / "colours.h5"
+
+
+RUN_IN_A_WORKER = """
+import pickle, sys
+from pathlib import Path
+from fastcoop.sweeps.tasks import WorkerBank, run_task
+spec, tasks = pickle.loads(Path(sys.argv[1]).read_bytes())
+bank, events = WorkerBank(spec), []
+for task in tasks:
+    run_task(task, bank, events.append)
+Path(sys.argv[2]).write_bytes(pickle.dumps(events))
+assert "open_clip" not in sys.modules
+"""
+
+
+def test_a_worker_loads_no_towers_for_methods_on_features(world: Path, tmp_path: Path) -> None:
+    """It gets their text features, and runs have the results that they have with the backbone."""
+    grid = {
+        "backbones": str(world / "tiny"), "datasets": "colours", "views": 2, "shots": 1, "seeds": [1, 2],
+        "methods": {
+            "zero_shot": {"prompt": "a sketch of a {}."}, "task_res": {"epochs": 2}, "linear_probe": {"iterations": 5},
+        },
+    }  # fmt: skip
+    list(cache_grid(grid, data_root=world / "data", cache=tmp_path / "cache"))
+    loaded = load_grid(read_grid(grid), world / "data", "cpu")
+    open_features(loaded, tmp_path / "cache")
+    planned = plan_runs(loaded.runs())
+    tasks = [
+        Task(batch, tuple(run.unbound() for run in planned if run.key in batch.keys))
+        for batch in plan_batches(planned, budget=1 << 30)
+    ]
+    given, results = tmp_path / "given", tmp_path / "results"
+    given.write_bytes(pickle.dumps((WorkerSpec.of(loaded, "cpu", planned), tasks)))
+    subprocess.run([sys.executable, "-c", RUN_IN_A_WORKER, str(given), str(results)], check=True)
+    expected: list[Any] = []
+    for task in tasks:
+        run_task(task, loaded, expected.append)
+    there, here = (
+        {event.key: event.outcome for event in events if isinstance(event, RunFinished)}
+        for events in (pickle.loads(results.read_bytes()), expected)
+    )
+    assert len(there) == 5
+    for key, outcome in here.items():
+        assert there[key].scores["colours"].accuracy == outcome.scores["colours"].accuracy
+        for name, array in (outcome.weights or {}).items():
+            assert np.array_equal(there[key].weights[name], array)
 
 
 DIES_AT_START = """import os, sys
