@@ -10,6 +10,7 @@ import numpy as np
 from fastcoop.methods.adapters.base import Adapter, AdapterSettings, Fitted
 from fastcoop.methods.adapters.selection import BestEpoch, Judge, ValidationOnly
 from fastcoop.methods.adapters.stack import Stack, Texts, Weights, normalized, over
+from fastcoop.methods.adapters.training import softmax_gradient
 from fastcoop.methods.base import report_share
 from fastcoop.methods.late import Tensor, torch
 from fastcoop.methods.schedule import EpochNumber
@@ -69,7 +70,7 @@ class LPPlusPlusMethod(Adapter[LPPlusPlusSettings]):
 
     def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
         images, number = one_view(stack), stack.labels.shape[1]
-        text_logits = images @ stack.texts.unit.T
+        text_logits = stack.texts.unit @ images.mT
         parameters = self.start(stack, images)
         W, b, alpha = parameters.values()
         (rate, alpha_rate), sums = step_sizes(images, text_logits), stack.settings.sum_alpha_gradients
@@ -77,14 +78,14 @@ class LPPlusPlusMethod(Adapter[LPPlusPlusSettings]):
         best = BestEpoch(judge, {}, last_of_equals=True) if judge else None
         losses = []
         for epoch in range(1, stack.settings.epochs + 1):
-            logits = images @ W.mT + b[:, None] + alpha[:, None] * text_logits
-            losses.append(-(logits.log_softmax(-1) * stack.onehot).sum((1, 2)) / number)
-            gradient = (logits.softmax(-1) - stack.onehot) / number
-            momentum_W.mul_(MOMENTUM).add_(gradient.mT @ images)
-            momentum_b.mul_(MOMENTUM).add_(gradient.sum(1))
+            gradient = torch.baddbmm(b[..., None], W, images.mT).addcmul_(alpha[..., None], text_logits)
+            losses.append(softmax_gradient(gradient, stack.labels))
+            gradient.div_(number)
+            torch.baddbmm(momentum_W, gradient, images, beta=MOMENTUM, out=momentum_W)
+            momentum_b.mul_(MOMENTUM).add_(gradient.sum(2))
             W -= over(rate, W) * momentum_W
             b -= over(rate, b) * momentum_b
-            alpha_gradient = (gradient * text_logits).sum(1)
+            alpha_gradient = gradient.mul_(text_logits).sum(2)
             alpha_sum += alpha_gradient
             if epoch % ALPHA_EVERY == 0:
                 alpha -= over(alpha_rate, alpha) * (alpha_sum if sums else alpha_gradient)
@@ -111,9 +112,11 @@ def one_view(stack: Stack) -> Tensor:
 def step_sizes(images: Tensor, text_logits: Tensor) -> tuple[Tensor, Tensor]:
     """Return the learning rates (runs,) of W and b, and of alpha (section 3.3).
 
+    ``text_logits``: (runs, classes, images).
+
     They are 4n / lambda_max(X^T X), and n / (4 max_c sum_i (x_i.t_c)^2), for n images X.
     """
     number, dim = images.shape[1:]
     gram = images.mT @ images if dim <= number else images @ images.mT  # their largest eigenvalues are equal
     largest = torch.linalg.eigvalsh(gram)[:, -1]
-    return 4 * number / largest, number / (4 * text_logits.square().sum(1).amax(-1))
+    return 4 * number / largest, number / (4 * text_logits.square().sum(2).amax(-1))
