@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from fastcoop import backbones
 from fastcoop.methods.base import Method, MethodSettings, Outcome
 from fastcoop.methods.data import Data, Labelled, class_rows
-from fastcoop.methods.late import Backbone, torch
+from fastcoop.methods.late import Backbone, Tensor, torch
 from fastcoop.methods.logistic import Fit, LogisticProblem
 from fastcoop.methods.scores import LinearClassifier
 from fastcoop.methods.spec import RunSpec
@@ -188,7 +189,6 @@ class _Fits:
         self._classes, labels = np.unique(train[1], return_inverse=True)
         self._on_cpu, self._converges = torch.device(device).type == "cpu", settings.solver == "converged"
         self._problem = LogisticProblem(train[0], labels, device, self._converges, self._map_parts)
-        self._val_columns = self._problem.columns(val[0])
         self._pool, self._threads = pool, threads
         self._started: dict[float, Future[_Fitted]] = {}
         self._known: dict[float, _Fitted] = {}
@@ -262,6 +262,10 @@ class _Fits:
         if limit < self._iterations and not fit.converged:
             return self._scikit_learn(log_c), 0.0
         return fit, rounding_after(fit.iterations) if self._on_cpu else 0.0
+
+    @cached_property
+    def _val_columns(self) -> Tensor:
+        return self._problem.columns(self._val[0])
 
     def _fitted(self, fit: Fit | LogisticRegression, rounding: float = 0.0) -> _Fitted:
         images, labels = self._val
