@@ -109,6 +109,20 @@ def test_curves_run_from_few_shots_to_many_in_whatever_order_runs_finished(tmp_p
     assert all(x == sorted(x) for x in curves)
 
 
+def test_curves_of_a_method_with_several_context_lengths_name_the_one_that_is_drawn(tmp_path: Path) -> None:
+    rows = [
+        coop(backbone="b", dataset="pets", shots=shots, seed=1, context_length=length, accuracy=50.0 + length)
+        for length in (16, 32)
+        for shots in (1, 16)
+    ]
+    frame = pd.concat([fewshot("b", ("pets",)), pd.DataFrame(rows)], ignore_index=True)
+    study = study_of(frame, tmp_path)
+    with drawing(study.runs.series):
+        curves, cost = field_fewshot.ITEM.make(study)
+    assert "CoOp (M=32, end)" in curves.charts[0].looks
+    assert {name: cells["accuracy"].mean for (name,), cells in cost.table.rows}["CoOp (M=32, end)"] == 82.0
+
+
 def test_both_definitions_of_h(tmp_path: Path) -> None:
     halves = {"pets": (90.0, 60.0), "cars": (60.0, 90.0)}
     rows = [

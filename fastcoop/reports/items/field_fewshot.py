@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -49,19 +50,26 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
     drawn = first[first.kind.isin(_one_per_series(first))]
     if drawn[drawn.shots > 0].shots.nunique() < 2:
         return [Exhibit(piece.suffix, piece.subtitle, None, table)]
+    lengths = {
+        kind.series: kind.length
+        for place, kind in enumerate(kinds)
+        if str(place) in set(drawn.kind) and kind.has_others
+    }
+
+    def name_of(series: str) -> str:
+        return style.name_of(series, lengths.get(series, 0.0))
+
     ticks = {count: text.partition(" ")[0] for count, text in columns.items()}
     shown = {title: one[one.kind.isin(drawn.kind)] for title, one in found.items()}
     official = runs["selection"] == "official" if "selection" in runs else False
     ranked = runs.assign(ranked=runs.kind.isin(drawn.kind) & ~official)
-    curves = chart.lines(
-        shown, "shots", ticks, chart.SHOTS, style.name_of, ranked, ("kind", "series", "shots")
-    )
+    curves = chart.lines(shown, "shots", ticks, chart.SHOTS, name_of, ranked, ("kind", "series", "shots"))
     timed = averaged if average.startswith(frames.AVERAGE) else runs[runs.dataset == average]
     timed = timed[timed.shots.isin((0, most)) & timed.kind.isin(drawn.kind)]
     title = f"Accuracy against training cost ({piece.subtitle})"
-    cost = _cost(piece, title, average, drawn, timed, most)
+    cost = _cost(piece, title, average, drawn, timed, most, name_of)
     return [
-        Exhibit(piece.suffix, piece.subtitle, _shots_figure(piece, drawn), table, [curves]),
+        Exhibit(piece.suffix, piece.subtitle, _shots_figure(piece, drawn, name_of), table, [curves]),
         Exhibit(f"{piece.suffix}-cost", title, *cost),
     ]
 
@@ -79,7 +87,7 @@ def _family(series: str) -> str:
     return next((title for title, names in field.FAMILIES.items() if base in names), "Other methods")
 
 
-def _shots_figure(piece: Slice, summary: pd.DataFrame) -> Figure:
+def _shots_figure(piece: Slice, summary: pd.DataFrame, name_of: Callable[[str], str]) -> Figure:
     """Draw a panel per family of methods, with the curves of the others in the background."""
     learned = summary[summary.shots > 0].sort_values("shots")
     families = {
@@ -103,12 +111,18 @@ def _shots_figure(piece: Slice, summary: pd.DataFrame) -> Figure:
     axes[0].set_ylabel("accuracy (%)")
     for axis in axes[1:]:
         axis.tick_params(labelleft=False)
-    style.add_panel_legends(figure, style.name_of)
+    style.add_panel_legends(figure, name_of)
     return figure
 
 
 def _cost(
-    piece: Slice, title: str, average: str, summary: pd.DataFrame, runs: pd.DataFrame, most: float
+    piece: Slice,
+    title: str,
+    average: str,
+    summary: pd.DataFrame,
+    runs: pd.DataFrame,
+    most: float,
+    name_of: Callable[[str], str],
 ) -> tuple[Figure, Table, list[chart.Chart]]:
     """Draw accuracy at the most shots over the seconds of a run; return the parts of an exhibit."""
     where, xlabel = f"{average}, {frames.in_shots(most)}", "seconds of a run"
@@ -125,16 +139,16 @@ def _cost(
         elif (point := own[own.shots == most]).size:
             x, y, spread = seconds[series], point["mean"].iloc[0], point["std"].fillna(0.0).iloc[0]
             axis.errorbar(x, y, yerr=spread, fmt="none", color=drawn.color, linewidth=0.8)
-            table.add((drawn.label,), {xlabel: f"{x:.2g}", "accuracy": frames.cell_of(point)})
+            table.add((name_of(series),), {xlabel: f"{x:.2g}", "accuracy": frames.cell_of(point)})
             handles += axis.plot(x, y, marker=drawn.marker, color=drawn.color, linestyle="None", markersize=6)
         else:
             continue
-        labels.append(drawn.label)
+        labels.append(name_of(series))
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter(lambda value, place: f"{value:g}")
     axis.set_ylabel("accuracy (%)")
     style.add_legend(figure, handles, labels, 4)
-    shown = chart.marks(where, summary[summary.shots == most], dict(seconds), xlabel, style.name_of)
+    shown = chart.marks(where, summary[summary.shots == most], dict(seconds), xlabel, name_of)
     return figure, table, [shown]
 
 
