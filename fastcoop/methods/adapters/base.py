@@ -27,7 +27,7 @@ from fastcoop.methods.scores import Classifier, LinearClassifier
 from fastcoop.methods.spec import RunSpec
 
 # Of the tensors of runs that are learned at once. With more, steps are no faster on a CPU.
-STACK_BYTES = {"cpu": 48 << 20, "cuda": 512 << 20}
+STACK_BYTES = {"cpu": 72 << 20, "cuda": 512 << 20}
 TEST_BYTES = 64 << 20  # of the tensors of images that are classified at once
 
 
