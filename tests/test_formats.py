@@ -79,9 +79,10 @@ def test_the_feature_store_code_of_the_page_runs(world: Path, monkeypatch: pytes
 
 def test_every_column_of_the_results_is_on_the_page(world: Path) -> None:
     import sqlite3
+    from contextlib import closing
 
     page = (DOCS / "formats.md").read_text(encoding="utf-8")
-    with sqlite3.connect(world / "results" / "demo" / "results.sqlite") as db:
+    with closing(sqlite3.connect(world / "results" / "demo" / "results.sqlite")) as db, db:
         for table in ("runs", "tests", "scores"):
             for _, column, *_ in db.execute(f"PRAGMA table_info({table})"):
                 assert f"`{column}`" in page, column

@@ -205,7 +205,7 @@ def write_torch_file(path: Path, content: Any) -> None:
     buffer = io.BytesIO()  # torch's own writing to a file ends in RuntimeError on a full disk
     torch.save(content, buffer)
     with atomic_write(path) as part:
-        part.write_bytes(buffer.getbuffer())
+        part.write_bytes(buffer.getvalue())
 
 
 def is_own_torch_file(path: Path) -> bool:

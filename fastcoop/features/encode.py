@@ -236,7 +236,7 @@ def encode_missing(encoding: Encoding, chunks: Sequence[Chunk], store: Path) -> 
             np.savez(content, **encoded._asdict())
             path = _chunk_file(store, encoding, chunk)
             with atomic_write(path) as temporary, temporary.open("wb") as file:
-                file.write(content.getbuffer())
+                file.write(content.getvalue())
                 file.flush()
                 os.fsync(file.fileno())
 

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import sqlite3
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,7 @@ def test_results_of_untested_runs(study: Study) -> None:
     page = results.with_name("report") / "index.html"
 
     def untest() -> None:
-        with sqlite3.connect(results / "results.sqlite") as db:
+        with closing(sqlite3.connect(results / "results.sqlite")) as db, db:
             db.execute("DELETE FROM scores WHERE key IN (SELECT key FROM runs WHERE method = 'coop')")
 
     untest()
@@ -204,7 +205,10 @@ def test_results_of_untested_runs(study: Study) -> None:
     assert "not tested yet" not in page.read_text(encoding="utf-8")
 
     untest()
-    with sqlite3.connect(results / "results.sqlite") as db:  # as `fastcoop import-coop` leaves a folder
+    with (
+        closing(sqlite3.connect(results / "results.sqlite")) as db,
+        db,
+    ):  # as `fastcoop import-coop` leaves a folder
         for table in ("scores", "runs"):
             db.execute(f"DELETE FROM {table} WHERE key NOT IN (SELECT key FROM runs WHERE method = 'coop')")
     with pytest.raises(UserError, match="was tested yet") as refused:
@@ -238,7 +242,7 @@ def test_results_of_failed_and_diverged_runs(study: Study) -> None:
     study({"methods": {"zero_shot": None, "coop": COOP | {"learning_rate": 0.002}}})
     assert "figure4" in reported(results)[1]
 
-    with sqlite3.connect(results / "results.sqlite") as db:
+    with closing(sqlite3.connect(results / "results.sqlite")) as db, db:
         for table in ("scores", "runs"):
             db.execute(f"DELETE FROM {table}")
     with pytest.raises(UserError, match="run `fastcoop sweep` into it first"):

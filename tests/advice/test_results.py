@@ -87,7 +87,7 @@ def test_damaged_dataset_facts_are_deleted(sweep: Callable[..., Summary], copy: 
 
 @follows("and cannot be compared as one; choose one of them with --where")
 def test_one_of_several_settings_is_chosen_to_compare(call: Callable[..., Any], copy: Path) -> None:
-    with sqlite3.connect(copy / "results.sqlite") as db:
+    with closing(sqlite3.connect(copy / "results.sqlite")) as db, db:
         db.execute("UPDATE scores SET accuracy = 1 WHERE accuracy IS NULL")
     compare = ["compare", copy, "--labels", "CoOp (M=2, end)", "CoOp (M=2, mid)"]
     code, err = call(*compare)
@@ -97,7 +97,7 @@ def test_one_of_several_settings_is_chosen_to_compare(call: Callable[..., Any], 
 
 @follows("; choose others with --where")
 def test_comparable_pairs_are_chosen(call: Callable[..., Any], done: Path, copy: Path) -> None:
-    with sqlite3.connect(copy / "results.sqlite") as db:
+    with closing(sqlite3.connect(copy / "results.sqlite")) as db, db:
         db.execute("UPDATE scores SET images = 'others' WHERE dataset = 'shifted'")
     code, err = call("compare", done, copy)
     assert (code, "choose others with --where" in err) == (2, True)
@@ -119,7 +119,7 @@ def test_runs_with_predictions_on_the_same_images_are_compared(done: Path) -> No
 
 @follows("Merge only the folder")
 def test_one_of_two_folders_in_conflict_is_merged(done: Path, copy: Path, tmp_path: Path) -> None:
-    with sqlite3.connect(copy / "results.sqlite") as db:
+    with closing(sqlite3.connect(copy / "results.sqlite")) as db, db:
         db.execute("UPDATE scores SET predictions = x'00', accuracy = 1")
     with pytest.raises(UserError, match="Merge only the folder whose results are right"):
         fc.merge_results([copy, done], tmp_path / "all")

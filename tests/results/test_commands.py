@@ -107,7 +107,7 @@ def test_list_is_sorted(folder: Path, call: Callable) -> None:
 
 
 def test_failed_runs_are_listed_with_their_error(folder: Path, call: Callable) -> None:
-    with sqlite3.connect(folder / "results.sqlite") as db:
+    with closing(sqlite3.connect(folder / "results.sqlite")) as db, db:
         db.execute(FAILURES)
         db.execute(
             "INSERT INTO failures VALUES ('f1', 'tiny', 'colours', 'coop', 'L', 4, 3, '{}', 'no room', 'now')"
@@ -116,7 +116,7 @@ def test_failed_runs_are_listed_with_their_error(folder: Path, call: Callable) -
         (row,) = rows(call("list", folder, "--where", "status=failed", "--json"))
         assert (row["key"], row["error"], row["accuracy"]) == ("f1", "no room", None)
     finally:
-        with sqlite3.connect(folder / "results.sqlite") as db:
+        with closing(sqlite3.connect(folder / "results.sqlite")) as db, db:
             db.execute("DELETE FROM failures")
 
 
@@ -265,7 +265,7 @@ def test_a_method_that_learns_nothing_is_compared_on_every_dataset(tmp_path: Pat
 
 def test_two_folders_are_compared_run_by_run(folder: Path, call: Callable, tmp_path: Path) -> None:
     merge_results([folder], tmp_path / "other")
-    with sqlite3.connect(tmp_path / "other" / "results.sqlite") as db:
+    with closing(sqlite3.connect(tmp_path / "other" / "results.sqlite")) as db, db:
         db.execute("UPDATE scores SET accuracy = accuracy + 3 WHERE dataset = 'colours'")
     groups = rows(call("compare", folder, tmp_path / "other", "--where", "method=coop", "--json"))
     assert len(groups) == 4
@@ -277,7 +277,7 @@ def test_two_folders_are_compared_run_by_run(folder: Path, call: Callable, tmp_p
         )  # two seeds: their two targets test the same runs
     said = call("compare", folder, tmp_path / "other", "--where", "method=coop")[1]
     assert said.count("too few runs for a test") == 4
-    with sqlite3.connect(tmp_path / "other" / "results.sqlite") as db:
+    with closing(sqlite3.connect(tmp_path / "other" / "results.sqlite")) as db, db:
         db.execute("UPDATE runs SET seed = seed + 10")
     code, _, err = call("compare", folder, tmp_path / "other", "--where", "method=coop")
     assert (code, "No run of one folder has the method" in err) == (2, True)
@@ -292,7 +292,7 @@ def test_pandas_reads_exports_and_the_store_with_nothing_of_ours(
     assert csv.key.tolist() == table.key.tolist()
     assert csv.accuracy.tolist() == table.accuracy.tolist()
     assert set(csv.shots) == {"0", "1", "all"}
-    with sqlite3.connect(f"file:{folder / 'results.sqlite'}?mode=ro", uri=True) as db:
+    with closing(sqlite3.connect(f"file:{folder / 'results.sqlite'}?mode=ro", uri=True)) as db, db:
         sql = pd.read_sql("SELECT * FROM results", db)
     computed = {"calibration_error", "trained_parameters"}
     assert set(sql.columns) - {"columns"} == set(csv.columns) - computed
@@ -324,7 +324,7 @@ def test_merging_names_conflicts_and_brings_what_is_said_of_datasets(
     assert said["added"] == 11
     assert json.loads((tmp_path / "all" / "datasets.json").read_text()).keys() == {"colours", "shifted"}
     assert (tmp_path / "all" / "grid.yaml").read_text() == (folder / "grid.yaml").read_text()
-    with sqlite3.connect(tmp_path / "all" / "results.sqlite") as db:
+    with closing(sqlite3.connect(tmp_path / "all" / "results.sqlite")) as db, db:
         db.execute("UPDATE scores SET predictions = x'00', accuracy = 1")
     code, _, err = call("merge", folder, "--into", tmp_path / "all")
     assert code == 2
@@ -365,7 +365,7 @@ def test_merging_brings_nearest_words_and_tells_of_failures(
     merge_results(str(folder), source)
     (source / "nearest_words").mkdir()
     (source / "nearest_words" / "k.json").write_text("{}")
-    with sqlite3.connect(source / "results.sqlite") as db:
+    with closing(sqlite3.connect(source / "results.sqlite")) as db, db:
         db.execute("INSERT INTO failures VALUES ('f1', 'b', 'd', 'coop', 'L', 4, 3, '{}', 'no room', 'now')")
     assert merge_results(source, tmp_path / "all") == 11
     assert (tmp_path / "all" / "nearest_words" / "k.json").read_text() == "{}"

@@ -8,7 +8,7 @@ import random
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +217,10 @@ def test_evaluate_refuses_another_dataset_of_a_tested_ones_name(
     (place / "b" / "colours" / "dataset.yaml").write_text("name: others")  # as the refusal says
     (tested, *_) = evaluate(place / "results", ["colours"], cache=place / "cache-b", **theirs)
     assert (tested.dataset, tested.new) == ("others", True)
-    with sqlite3.connect(place / "results" / "results.sqlite") as db:  # as version 1 let evaluate do
+    with (
+        closing(sqlite3.connect(place / "results" / "results.sqlite")) as db,
+        db,
+    ):  # as version 1 let evaluate do
         db.execute("DELETE FROM scores WHERE dataset = 'others'")
         db.execute("DELETE FROM tests WHERE dataset = 'others'")
         db.execute("INSERT INTO tests SELECT 'other', dataset, class_names, x'0000' FROM tests")
@@ -444,7 +447,7 @@ def test_results_of_version_1_are_read_extended_merged_and_reported(
     contexts = {path.stem: path.read_bytes() for path in (old / "contexts").iterdir()}
     run(small | {"seeds": [1, 2]}, **folders | {"results": old})
     assert all((old / "contexts" / f"{key}.safetensors").read_bytes() == was for key, was in contexts.items())
-    with sqlite3.connect(old / "results.sqlite") as db:
+    with closing(sqlite3.connect(old / "results.sqlite")) as db, db:
         assert db.execute("PRAGMA user_version").fetchone() == (VERSION,)
     grown = load_results(old)
     assert set(grown.key) > set(table.key)

@@ -29,6 +29,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -276,7 +277,7 @@ def kill_one(work: Callable[[], None], count: float, seconds: float, steps: Step
 
 
 def keys(folder: Path) -> list[str]:
-    with sqlite3.connect(folder / "results.sqlite") as db:
+    with closing(sqlite3.connect(folder / "results.sqlite")) as db, db:
         return [key for (key,) in db.execute("SELECT key FROM scores JOIN runs USING (key) ORDER BY key")]
 
 

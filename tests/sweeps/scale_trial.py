@@ -14,7 +14,7 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def fill(folder: Path, planned: list[Any], others: int = 0) -> None:
     made = Scores(50.0, 50.0, np.full(4, 50.0), np.zeros(1000, np.uint16), np.zeros(1000, np.float16))
     with store.open_store(folder):
         pass
-    with sqlite3.connect(folder / store.DATABASE) as db:
+    with closing(sqlite3.connect(folder / store.DATABASE)) as db, db:
         db.execute("PRAGMA synchronous = OFF")
         outcome = Outcome({}, np.linspace(2, 1, 100, dtype=np.float32))
         row: dict[str, Any] = {}

@@ -6,6 +6,7 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,7 @@ def test_a_damaged_file_leaves_out_its_run_only(
     copy = Path(shutil.copytree(results, tmp_path / "copy"))
     damaged = min((copy / "contexts").iterdir())
     before = {one.key for one in test_on(copy, "sketch")}
-    with sqlite3.connect(copy / "results.sqlite") as db:
+    with closing(sqlite3.connect(copy / "results.sqlite")) as db, db:
         db.execute("DELETE FROM scores WHERE dataset = 'sketch'")
     damaged.write_bytes(damaged.read_bytes()[:-1])
     assert {one.key for one in test_on(copy, "sketch")} == before - {damaged.stem}

@@ -6,6 +6,7 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +211,7 @@ def test_damage_in_the_midst_of_a_store_is_said(
 ) -> None:
     folder = tmp_path / "damaged"
     shutil.copytree(done, folder)
-    with sqlite3.connect(folder / "results.sqlite") as db:
+    with closing(sqlite3.connect(folder / "results.sqlite")) as db, db:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         (size,) = db.execute("PRAGMA page_size").fetchone()
     whole = (folder / "results.sqlite").read_bytes()
@@ -228,7 +229,7 @@ def test_a_corrupt_or_foreign_store_is_refused(run: Sweep, grid: dict[str, Any],
     with pytest.raises(UserError, match="cannot be read"):
         load_results(tmp_path)
     (tmp_path / "results.sqlite").unlink()
-    with sqlite3.connect(tmp_path / "results.sqlite") as db:
+    with closing(sqlite3.connect(tmp_path / "results.sqlite")) as db, db:
         db.execute("CREATE TABLE something (else_ TEXT)")
     with pytest.raises(UserError, match="not written by this version"):
         run(grid, results=tmp_path)
@@ -285,7 +286,7 @@ def test_the_database_is_one_file_also_while_a_sweep_writes_it(done: Path, tmp_p
         shutil.copy(tmp_path / "there" / "results.sqlite", tmp_path / "copy")
         assert not list((tmp_path / "there").glob("results.sqlite-*"))
     assert len(load_results(tmp_path / "copy")) == 22
-    with sqlite3.connect(tmp_path / "copy" / "results.sqlite") as db:
+    with closing(sqlite3.connect(tmp_path / "copy" / "results.sqlite")) as db, db:
         assert db.execute("SELECT count(*) FROM failures").fetchone() == (1,)
         assert db.execute("PRAGMA journal_mode").fetchone() == ("delete",)
 
@@ -344,7 +345,7 @@ def test_folders_merge_by_key(done: Path, run: Sweep, grid: dict[str, Any], tmp_
     assert merge_results([tmp_path / "a"], tmp_path / "all") == 0
     assert set(load_results(tmp_path / "all").key) == set(load_results(done).key)
     assert run(grid, results=tmp_path / "all").finished == 0
-    with sqlite3.connect(tmp_path / "a" / "results.sqlite") as db:
+    with closing(sqlite3.connect(tmp_path / "a" / "results.sqlite")) as db, db:
         db.execute("UPDATE scores SET predictions = x'00', accuracy = 1")
     with pytest.raises(UserError, match=r"is .* but 1.00%"):
         merge_results([tmp_path / "a"], tmp_path / "all")

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,8 @@ def test_our_readers_hold_no_lock_once_they_return(run: Sweep, grid: dict[str, A
         lambda: load_predictions(tmp_path, key),
     ):
         read()
-        with sqlite3.connect(tmp_path / "results.sqlite", timeout=0, isolation_level=None) as db:
+        with closing(sqlite3.connect(tmp_path / "results.sqlite", timeout=0, isolation_level=None)) as db:
             db.execute("BEGIN EXCLUSIVE")
-        db.close()
 
 
 def test_a_database_that_is_just_being_made_holds_no_results_yet(tmp_path: Path) -> None:

@@ -61,8 +61,8 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
 
     ticks = {count: text.partition(" ")[0] for count, text in columns.items()}
     shown = {title: one[one.kind.isin(drawn.kind)] for title, one in found.items()}
-    official = runs["selection"] == "official" if "selection" in runs else False
-    ranked = runs.assign(ranked=runs.kind.isin(drawn.kind) & ~official)
+    competes = runs["selection"] != "official" if "selection" in runs else True
+    ranked = runs.assign(ranked=runs.kind.isin(drawn.kind) & competes)
     curves = chart.lines(shown, "shots", ticks, chart.SHOTS, name_of, ranked, ("kind", "series", "shots"))
     timed = averaged if average.startswith(frames.AVERAGE) else runs[runs.dataset == average]
     timed = timed[timed.shots.isin((0, most)) & timed.kind.isin(drawn.kind)]
