@@ -77,7 +77,7 @@ def find_glyphs(families: Sequence[str] = tuple(FONTS)) -> list[Glyph]:
 def draw(glyphs: Sequence[Glyph]) -> Drawing:
     """Draw glyphs white on black, centered: (n, 64, 64) uint8."""
     names = {glyph.font for glyph in glyphs}
-    fonts = {name: ImageFont.truetype(fonts_folder() / f"{name}.ttf", FONT_SIZE) for name in names}
+    fonts = {name: ImageFont.truetype(str(fonts_folder() / f"{name}.ttf"), FONT_SIZE) for name in names}
     drawings = np.zeros((len(glyphs), SIZE, SIZE), np.uint8)
     for drawing, glyph in zip(drawings, glyphs, strict=True):
         text, font = chr(glyph.codepoint), fonts[glyph.font]

@@ -114,5 +114,5 @@ def _mean_accuracies(results: Path) -> dict[str, dict[str, dict[int, float]]]:
     for (backbone, label, shots), runs in groups:
         means = runs.groupby("dataset").accuracy.mean()
         if len(means) == own.dataset[own.backbone == backbone].nunique():
-            found.setdefault(backbone, {}).setdefault(label, {})[shots] = float(means.mean())
+            found.setdefault(backbone, {}).setdefault(label, {})[int(shots)] = float(means.mean())
     return found
