@@ -157,7 +157,8 @@ class _History:
             of_change += sum(weight * mixed[n] for weight, mixed in zip(forth, self._mixed, strict=False))
             forth.append(back[n] - of_change / self._mixed[n][n])
             weights[2 * row], weights[2 * row + 1] = -forth[n], scale * back[n]
-        return gradient.addmv(vectors.T, gradient.new_tensor(weights), beta=-scale)
+        of_vectors = torch.as_tensor(weights, dtype=gradient.dtype, device=gradient.device)
+        return gradient.addmv(vectors.T, of_vectors, beta=-scale)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
@@ -128,7 +128,7 @@ def choose_c(
     with backbones.precision.limit_threads(1), warnings.catch_warnings(), ExitStack() as stack:
         # scikit-learn warns of one image per class, and of ending at 1,000 steps, where the official probe ends too.
         warnings.simplefilter("ignore", UserWarning)
-        pool = ThreadPoolExecutor(threads)
+        pool = ThreadPoolExecutor(threads) if threads > 1 else _ThisThread()
         stack.callback(pool.shutdown, cancel_futures=True)  # no error waits for fits that have not begun
         fits = _Fits(train, val, settings, device, pool, threads)
         fits.start(START)
@@ -157,6 +157,15 @@ def rounding_after(iterations: int) -> float:
     return float(10 ** (iterations / 25 - 7.5))
 
 
+class _ThisThread(Executor):
+    """Calls functions as they are submitted."""
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future = Future[Any]()
+        future.set_result(function(*args, **kwargs))
+        return future
+
+
 class _Fitted(NamedTuple):
     fewest: int  # validation images that are classified correctly, whatever the rounding error
     most: int  # the same, with those where the rounding error may decide
@@ -178,7 +187,7 @@ class _Fits:
         val: Labelled,
         settings: LinearProbeSettings,
         device: Any,
-        pool: ThreadPoolExecutor,
+        pool: Executor,
         threads: int,
     ) -> None:
         from sklearn.utils import assert_all_finite

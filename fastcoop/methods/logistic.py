@@ -174,11 +174,9 @@ class LogisticProblem:
         The preconditioner is the Hessian's diagonal if probabilities do not depend on the image: in principal axes,
         its part of one class is then diagonal.
         """
+        # Of each part, its probabilities divided by the number of images: residuals plus targets.
         pairs = [
-            (
-                part,
-                there.scatter_add(0, part.labels, part.minus_ones / -self.images),
-            )  # probabilities / images
+            (part, there.scatter_add(0, part.labels, part.minus_ones / -self.images))
             for part, there in zip(self._parts, residuals, strict=True)
         ]
         mass = _total((p * (1 - p * self.images).clamp(min=0)).sum(1, keepdim=True) for _, p in pairs)
