@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
@@ -14,9 +13,6 @@ from typer import Option
 from fastcoop.cli.groups import app
 from fastcoop.cli.options import AsJson, BackboneSpec, ResultsFolder, Runs, comma_list
 from fastcoop.cli.output import show
-from fastcoop.errors import abbreviate
-
-MAX_LISTED = 6  # figures and tables without runs
 
 
 @app.command()
@@ -55,8 +51,8 @@ def report(
 ) -> None:
     """Make figures, tables and a page from results.
 
-    The page also checks the claims of the paper. Where runs are missing for an item, missing.txt has the command that
-    adds them. For one run per dataset the page shows what went wrong: confusions, classes, calibration and, with
+    The page also checks the claims of the paper. Where runs are missing for an item, the command that would supply
+    them is printed. For one run per dataset the page shows what went wrong: confusions, classes, calibration and, with
     --gallery, the pictures. --run A,B shows run A in its place, and which pictures only one of A and B gets right.
 
     Example:  fastcoop report results/photographs --gallery
@@ -73,12 +69,8 @@ def report(
         folders = data_root or places["--data-root"], cache or places["--cache"]
         pictures = PictureFinder(*folders, places.get(CLASS_NAMES))
     written = make_report(results, out or Path("reports") / results.name, pictures, runs or ())
-    missing = next(path for path in written if path.name == "missing.txt")
-    items = re.findall(r"^- ([^.:]+)", missing.read_text(encoding="utf-8"), re.MULTILINE)
-    lacking = [
-        f"runs are missing for {abbreviate(items, MAX_LISTED)}; {missing} has the commands that add them"
-    ]
-    show(written, [*(lacking if items else ()), f"{len(written)} files: {written[0]}"], as_json)
+    missing = next(path for path in written if path.name == "missing.txt").read_text(encoding="utf-8")
+    show(written, [*missing.split("\n"), f"{len(written)} files: {written[0]}"], as_json)
 
 
 @app.command()
