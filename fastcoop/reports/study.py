@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -167,6 +167,13 @@ def across_backbones(study: Study, shots: float) -> dict[str, tuple[str, dict[st
                 suffix = "" if piece.has_only_schedule else f"-{names[piece.schedule]}"
                 found.setdefault(piece.schedule, (suffix, {}))[1][piece.backbone] = runs
     return found
+
+
+def lacking_note(study: Study, schedule: str, shown: Collection[str]) -> list[str]:
+    """Return the note on backbones that `across_backbones` leaves out though CoOp was run on them; none for none."""
+    coop = study.runs[(study.runs.method == "coop") & (study.runs.schedule == schedule)]
+    names = ", ".join(str(name) for name in coop.backbone.unique() if name not in shown)
+    return [f"Left out, since CoOp was run in another setting there: {names}."] * bool(names)
 
 
 def read_study(folder: Path) -> Study:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from fastcoop.reports import chart, frames, style
 from fastcoop.reports.item import Exhibit, Item, sweep_command
-from fastcoop.reports.study import Study, across_backbones, diverged_note, joined, schedule_note
+from fastcoop.reports.study import Study, across_backbones, diverged_note, joined, lacking_note, schedule_note
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,7 +53,7 @@ def make(study: Study) -> list[Exhibit]:
         names = {series: style.name_of(series, length) for series in DRAWN}
         note = joined(schedule_note(schedule), diverged_note(study.diverged))
         title = joined(f"Backbones at {frames.in_shots(shots)}", note)
-        columns = dict(zip(order, order, strict=True))
+        columns, notes = dict(zip(order, order, strict=True)), notes + lacking_note(study, schedule, order)
         table = frames.panel_table(title, found, notes, "backbone", columns, names.__getitem__)
         name, summary = next(iter(found.items()))
         figure = _figure(f"{name}, {frames.in_shots(shots)}", summary, order, names, note)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastcoop.reports import frames
 from fastcoop.reports.item import Exhibit, Item, sweep_command
 from fastcoop.reports.paper import add_printed, printed
-from fastcoop.reports.study import Study, across_backbones, diverged_note, joined, schedule_note
+from fastcoop.reports.study import Study, across_backbones, diverged_note, joined, lacking_note, schedule_note
 from fastcoop.reports.style import name_of
 from fastcoop.reports.table import Table
 
@@ -35,6 +35,7 @@ def make(study: Study) -> list[Exhibit]:
         title = joined(f"Ensembling and CoOp at {frames.in_shots(shots)}", *notes)
         table = Table(title, ("dataset", "method"), tuple(found), "backbone")
         table.notes = [f"{backbone}: {note}" for backbone, (_, notes) in found.items() for note in notes]
+        table.notes += lacking_note(study, schedule, found)
         averaged = {one: frames.averaged_datasets(own, ["series"]) for one, own in runs.items()}
         if len(set(map(frozenset, averaged.values()))) > 1:
             each = "; ".join(f"{one}: {', '.join(names) or 'none'}" for one, names in averaged.items())
