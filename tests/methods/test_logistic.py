@@ -157,6 +157,14 @@ def test_threads_do_not_change_a_bit(kind: str, monkeypatch: pytest.MonkeyPatch)
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("place", ["training", "validation"])
+def test_features_that_are_not_finite_are_refused_before_a_fit(place: str) -> None:
+    train, val, _ = images("even", 5, 4, 8)
+    (train if place == "training" else val)[0][3, 2] = np.nan
+    with pytest.raises(ValueError, match="Input X contains NaN"):
+        choose_c(train, val, LinearProbeSettings(iterations=1))
+
+
 def objective(train: Images, c: float) -> Callable[[np.ndarray, np.ndarray], float]:
     def value(coef: np.ndarray, intercept: np.ndarray) -> float:
         logits = train[0] @ coef.T + intercept
