@@ -78,10 +78,11 @@ class LPPlusPlusMethod(Adapter[LPPlusPlusSettings]):
         best = BestEpoch(judge, {}, last_of_equals=True) if judge else None
         losses = []
         for epoch in range(1, stack.settings.epochs + 1):
+            # Logits, which softmax_gradient turns into their gradient.
             gradient = torch.baddbmm(b[..., None], W, images.mT).addcmul_(alpha[..., None], text_logits)
             losses.append(softmax_gradient(gradient, stack.labels))
             gradient.div_(number)
-            torch.baddbmm(momentum_W, gradient, images, beta=MOMENTUM, out=momentum_W)
+            momentum_W.baddbmm_(gradient, images, beta=MOMENTUM)
             momentum_b.mul_(MOMENTUM).add_(gradient.sum(2))
             W -= over(rate, W) * momentum_W
             b -= over(rate, b) * momentum_b
