@@ -36,7 +36,7 @@ def nearest(word: str, valid: Iterable[str]) -> str:
 
 
 def abbreviate(names: Sequence[str], most: int = 3, separator: str = ", ") -> str:
-    """Return ``a, b, c and 7 more``, the beginning of a list."""
+    """Return the beginning of a list: ``a, b, c and 7 more``, or ``a; b; c; and 7 more`` by the separator "; "."""
     more = f"{separator.strip(', ')} and {len(names) - most} more" if len(names) > most else ""
     return separator.join(names[:most]) + more
 

@@ -26,13 +26,8 @@ class RunKeys:
 
     def of(self, run: RunSpec) -> str:
         """Return the sha256 hex of everything that determines a run's result, as JSON with sorted keys."""
-        method, data, model, subset, store = (
-            METHODS[run.method],
-            run.data,
-            run.model,
-            run.subset,
-            run.data.store,
-        )
+        method, data, model, subset = METHODS[run.method], run.data, run.model, run.subset
+        store = data.store
 
         def inputs() -> dict[str, Any]:
             features = store.digest if store else [data.name]

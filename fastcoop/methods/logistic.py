@@ -24,7 +24,9 @@ PART_WORK, MAX_PARTS = 2**26, 8  # multiplications of a product with the images 
 
 
 class Fit(NamedTuple):
-    weights: Tensor  # (classes, rank + 1); a fit with a similar C may start there
+    """A fit in the rotated coordinates of its `LogisticProblem`, whose ``coefficients`` are those of the features."""
+
+    weights: Tensor  # float64 (classes, rank + 1), intercepts last; a fit with a similar C may start there
     iterations: int
     converged: bool  # whether iterations ended by their own rules, not by the largest number of them
 

@@ -50,11 +50,8 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
     drawn = first[first.kind.isin(_one_per_series(first))]
     if drawn[drawn.shots > 0].shots.nunique() < 2:
         return [Exhibit(piece.suffix, piece.subtitle, None, table)]
-    lengths = {
-        kind.series: kind.length
-        for place, kind in enumerate(kinds)
-        if str(place) in set(drawn.kind) and kind.has_others
-    }
+    shown_kinds = [kinds[int(place)] for place in drawn.kind.unique()]
+    lengths = {kind.series: kind.length for kind in shown_kinds if kind.has_others}
 
     def name_of(series: str) -> str:
         return style.name_of(series, lengths.get(series, 0.0))
