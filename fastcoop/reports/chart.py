@@ -16,6 +16,7 @@ import pandas as pd
 
 from fastcoop import escape
 from fastcoop.reports.frames import Panels, averaged_datasets, rows_of
+from fastcoop.reports.series import ON_TEST
 from fastcoop.reports.style import Look, look, rank
 
 LINES, BARS, MARKS, CONFUSIONS, CALIBRATION = "lines", "bars", "marks", "confusions", "calibration"
@@ -83,7 +84,8 @@ def lines(
         ticks: Texts of the column's values, in order.
         xlabel: Title of the axis.
         name: Returns the name of a series.
-        runs: The runs behind curves over shots; the column ``ranked``, if there is one, excludes some from ranking.
+        runs: The runs behind curves over shots. The column ``ranked``, if there is one, excludes some from ranking; so
+            does a choice on test labels.
         by: The columns that ``found`` was summarized by.
     """
     names = {series: name(series) for summary in found.values() for series in summary.series.unique()}
@@ -100,7 +102,8 @@ def lines(
     if runs is None:
         return drawn
     shown = {series: escape.visible(text) for series, text in names.items()}
-    ranked = runs.assign(name=runs.series.map(shown), ranked=runs.get("ranked", True))
+    competes = runs.get("ranked", True) & ~runs.series.str.contains(ON_TEST)
+    ranked = runs.assign(name=runs.series.map(shown), ranked=competes)
     return replace(drawn, runs=ranked, averaged=tuple(averaged_datasets(runs, by)))
 
 

@@ -13,7 +13,7 @@ from fastcoop.errors import UserError
 from fastcoop.reports import frames
 from fastcoop.reports.paper import plain, read_numbers
 from fastcoop.reports.study import Study
-from fastcoop.reports.table import Cell, Cells, Table
+from fastcoop.reports.table import TEST_LABELS, Cell, Cells, Table
 from fastcoop.results.parameters import load_parameters
 from fastcoop.results.predictions import calibration_error, load_predictions
 
@@ -30,7 +30,7 @@ PAPER = (
 FIELD = tuple(name for family in FAMILIES.values() for name in family if name not in PAPER)
 CHOSEN, ECE, PARAMETERS, SECONDS, SOURCE = "chosen on", "ECE", "parameters", "seconds", "source"
 FACTS = (CHOSEN, ECE, PARAMETERS, SECONDS)  # columns after the accuracies
-OFFICIAL = "TEST LABELS (official)"
+OFFICIAL = f"{TEST_LABELS} (official)"
 PUBLISHED = "published, 11 datasets"
 NOTES = (
     "Chosen on: the images that values of a method were chosen on, its selection: few_val (at most four validation"

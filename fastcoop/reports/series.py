@@ -16,6 +16,7 @@ from fastcoop.results.records import DATASET_PROMPT
 from fastcoop.results.settings import plain_settings
 
 DIGEST_LENGTH = 8  # characters of a digest in a name
+ON_TEST = "selection official"  # in the name of a series: its values were chosen on test labels
 # Settings for which a run's column of the same name stands, where it has one: series and figures read that.
 COLUMN_SETTINGS = ("context_length", "class_position", "class_specific", "init")
 # Runs with equal values in these columns are averaged over seeds.
@@ -70,7 +71,7 @@ def rename_series(runs: pd.DataFrame, known: Known) -> list[str]:
     The most frequent settings of a method by one schedule keep the series' plain name; of equally frequent ones, those
     with the shortest label and the fewest recorded settings (defaults are in neither), then the first in alphabetical
     order. Others get series of their own, such as ``coop end (learning_rate 0.01)``. Those of another schedule are not
-    compared: a setting may have no effect there.
+    compared: a setting may have no effect there. What was chosen on test labels is named even where all runs were.
     """
     others = [other_settings(run, known) for run in runs.itertuples(index=False)]
     facts = pd.Series([json.dumps(one, sort_keys=True) for one in others], runs.index)
@@ -84,7 +85,16 @@ def rename_series(runs: pd.DataFrame, known: Known) -> list[str]:
             usual = shown[min(order, key=order.__getitem__)]
             names = zip(frame.series, own, strict=True)
             series[frame.index] = [_with_settings(name, shown[text], usual) for name, text in names]
+    if "selection" in runs:
+        on_test = runs["selection"] == "official"
+        series[on_test] = series[on_test].map(_on_test)
     return series.tolist()
+
+
+def _on_test(series: str) -> str:
+    if ON_TEST in series:
+        return series
+    return f"{series[:-1]}, {ON_TEST})" if series.endswith(")") else f"{series} ({ON_TEST})"
 
 
 def _shown(facts: pd.Series, settings: pd.Series) -> dict[str, dict[str, Any]]:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastcoop import escape
 from fastcoop.files import atomic_write
+from fastcoop.reports.series import ON_TEST
+from fastcoop.reports.table import TEST_LABELS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,7 +124,7 @@ def look(series: str) -> Look:
     label = LOOKS[base].label if base in LOOKS else base
     if settings:
         label += f", {settings[:-1]}" if label.endswith(")") else f" ({settings}"
-    label = label.replace("_", " ").replace("selection official", "chosen on TEST LABELS")
+    label = label.replace(ON_TEST, f"chosen on {TEST_LABELS}").replace("_", " ")
     place = _others.index(series) if series in _others else 0
     color, marker, line = (looks[place % len(looks)] for looks in (OTHER_COLORS, OTHER_MARKERS, OTHER_LINES))
     return Look(label, color, marker, line)

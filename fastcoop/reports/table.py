@@ -15,6 +15,9 @@ from fastcoop import escape
 from fastcoop.files import atomic_write
 
 DASH = "–"
+TEST_LABELS = (
+    "TEST LABELS"  # in the names or cells of rows whose values were chosen on them; such rows are not ranked
+)
 LAST_LATIN = 0x17F  # the last character that pdfLaTeX can set without packages; vocabularies have others
 
 
@@ -72,16 +75,15 @@ class Table:
         group: Sequence[int] | None = (0,),
         columns: Sequence[str] | None = None,
         second: bool = False,
-        without: str = "",
     ) -> None:
         """Mark the highest number, to the digits shown, of each column among rows with equal names ``group``.
 
         Without a group, mark the highest number of each row. ``columns``: those to mark; None: all. ``second``: mark
-        the second best too. ``without``: rows with this text in a cell do not compete.
+        the second best too. Rows of values that were chosen on `TEST_LABELS` do not compete.
         """
         rivals: dict[Hashable, list[tuple[Cells, str, Cell]]] = {}
         for row, (names, cells) in enumerate(self.rows):
-            if without and without in cells.values():
+            if any(TEST_LABELS in str(text) for text in (*names, *cells.values())):
                 continue
             for column, cell in cells.items():
                 if columns is not None and column not in columns:

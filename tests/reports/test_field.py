@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 
 from fastcoop.reports import field
+from fastcoop.reports.best import best_methods
 from fastcoop.reports.frames import Missing
 from fastcoop.reports.items import base_to_new, field_fewshot, figure3, table1
 from fastcoop.reports.study import study_of
-from fastcoop.reports.style import drawing
+from fastcoop.reports.style import drawing, name_of
 from fastcoop.reports.table import Cell
 from tests.advice import follows
 from tests.reports.made_up_results import coop, results, run
@@ -23,6 +24,7 @@ GAINS = {
     "tip_adapter": ("few_val", 1.0), "gda": ("few_val", 2.0), "clap": ("fixed", 3.0),
     "tip_adapter_f": ("official", 9.0),
 }  # fmt: skip
+ON_TEST = "Tip-Adapter-F (chosen on TEST LABELS)"
 
 
 def fewshot(backbone: str = "ViT-B-16", datasets: tuple[str, ...] = ("pets", "cars")) -> pd.DataFrame:
@@ -51,10 +53,10 @@ def test_the_few_shot_table_names_protocols_marks_two_and_has_published_rows(tmp
     assert shots.figure is not None
     assert cost.figure is not None
     caches, probes = ([text.get_text() for text in axis.get_legend().texts] for axis in shots.figure.axes)
-    assert caches == ["Zero-shot CLIP", "Tip-Adapter", "Tip-Adapter-F", "GDA"]
+    assert [" ".join(name.split()) for name in caches] == ["Zero-shot CLIP", "Tip-Adapter", ON_TEST, "GDA"]
     assert probes == ["Zero-shot CLIP", "CLAP"]
     rows, average = dict(shots.table.rows), "Average over 2 datasets"
-    clap, official = rows[average, "CLAP"], rows[average, "Tip-Adapter-F"]
+    clap, official = rows[average, "CLAP"], rows[average, ON_TEST]
     assert clap["16 shots"].mean == pytest.approx(50 + 3 * 4 + 0.5 + 2)
     assert clap["16 shots"].std == pytest.approx(1.0)
     assert (clap["chosen on"], official["chosen on"]) == ("fixed", "TEST LABELS (official)")
@@ -63,6 +65,11 @@ def test_the_few_shot_table_names_protocols_marks_two_and_has_published_rows(tmp
     assert not official["16 shots"].second
     assert rows[average, "GDA"]["16 shots"].second
     assert not rows[average, "Tip-Adapter"]["16 shots"].second
+    assert ON_TEST in {names[0] for names, _ in cost.table.rows}
+    assert ON_TEST in cost.charts[0].looks
+    assert ON_TEST in shots.charts[0].looks
+    for _, cells in best_methods(shots.charts[0], "best").rows:
+        assert ON_TEST not in " ".join(map(str, cells.values()))
     assert (clap["parameters"], clap["seconds"]) == ("1,024 to 2,048", "8")
     published = {names[1]: cells for names, cells in shots.table.rows if names[0] == field.PUBLISHED}
     assert published["MaPLe, trains the image tower"]["16 shots"].mean == 81.79
@@ -78,6 +85,15 @@ def test_the_few_shot_table_names_protocols_marks_two_and_has_published_rows(tmp
     assert r"\textcolor{gray}{81.79}" in shots.table.to_latex()
     assert "<u>" in shots.table.to_markdown()
     assert "the second best underlined" in shots.table.footnotes()[0]
+
+
+def test_runs_chosen_on_test_labels_say_so_beside_the_same_runs_chosen_otherwise(tmp_path: Path) -> None:
+    both = pd.concat([fewshot("b", ("pets",)), fewshot("b", ("cars",))], ignore_index=True)
+    few = {"selection": "few_val", "settings": json.dumps({"selection": "few_val"}), "key": "few"}
+    official = both[both.method == "tip_adapter_f"]
+    runs = pd.concat([both, official[official.dataset == "pets"].assign(**few)], ignore_index=True)
+    names = set(map(name_of, study_of(runs, tmp_path).runs.series))
+    assert {ON_TEST, "Tip-Adapter-F (selection few val)"} <= names  # most were chosen on test labels
 
 
 def test_another_backbone_has_no_published_rows(tmp_path: Path) -> None:
@@ -168,7 +184,7 @@ def test_base_to_new_averages_what_every_method_has_and_ranks_no_choice_on_test_
     assert [rows["birds", "CLAP"]["base"].mean, rows["birds", "CLAP"]["new"].mean] == [58.0, 43.0]
     assert ("birds", "GDA") not in rows
     assert any("birds" in note for note in part.table.notes)
-    shown = ("Tip-Adapter", "Tip-Adapter-F", "GDA", "CLAP")
+    shown = ("Tip-Adapter", ON_TEST, "GDA", "CLAP")
     best = {
         name: [cell.best for cell in rows[average, name].values() if isinstance(cell, Cell)] for name in shown
     }

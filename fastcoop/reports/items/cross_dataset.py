@@ -28,7 +28,7 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
             tests = kind.runs[kind.runs.dataset == source]
             averages = {MEAN: frames.mean_cell(kind.runs, own)}
             table.add((source, kind.name), cells | averages | (field.facts(study, tests) if more else {}))
-    table.mark_best(columns=(SOURCE, *targets, MEAN), second=True, without=field.OFFICIAL)
+    table.mark_best(columns=(SOURCE, *targets, MEAN), second=True)
     table.notes.append(
         "The context is learned on the source only and precedes the targets' own class names; zero-shot CLIP uses each"
         " dataset's own prompt. The mean is over all targets of the source; where one of them has no number, there is"

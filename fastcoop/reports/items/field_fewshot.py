@@ -44,7 +44,7 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
                 )
         if not place:
             field.add_published(table, "few-shot", piece.backbone, published)
-    table.mark_best(columns=tuple(columns.values()), second=True, without=field.OFFICIAL)
+    table.mark_best(columns=tuple(columns.values()), second=True)
     table.notes += field.NOTES
     average, first = next(iter(found.items()))
     drawn = first[first.kind.isin(_one_per_series(first))]
@@ -58,8 +58,7 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
 
     ticks = {count: text.partition(" ")[0] for count, text in columns.items()}
     shown = {title: one[one.kind.isin(drawn.kind)] for title, one in found.items()}
-    competes = runs["selection"] != "official" if "selection" in runs else True
-    ranked = runs.assign(ranked=runs.kind.isin(drawn.kind) & competes)
+    ranked = runs.assign(ranked=runs.kind.isin(drawn.kind))
     curves = chart.lines(shown, "shots", ticks, chart.SHOTS, name_of, ranked, ("kind", "series", "shots"))
     timed = averaged if average.startswith(frames.AVERAGE) else runs[runs.dataset == average]
     timed = timed[timed.shots.isin((0, most)) & timed.kind.isin(drawn.kind)]

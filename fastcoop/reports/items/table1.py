@@ -69,7 +69,7 @@ def make(study: Study, piece: Slice) -> list[Exhibit]:
         if more:
             table.notes += ["ECE is that of the source.", *field.NOTES]
             field.add_published(table, "shift", piece.backbone, columns)
-        table.mark_best(group=(), second=bool(more), without=field.OFFICIAL)
+        table.mark_best(group=(), second=bool(more))
         suffix = piece.suffix + (f"-{names[source]}" if len(found) > 1 else "")
         exhibits.append(Exhibit(suffix, piece.subtitle, None, table))
     return exhibits
