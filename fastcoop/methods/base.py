@@ -271,6 +271,10 @@ class Method(Generic[S]):
         """Return what such runs choose on validation images, and what to do without any; None if nothing."""
         return None
 
+    def tuned_on(self, settings: S) -> str | None:
+        """Return the name of the dataset, if it is another, that such runs learn first and choose values on."""
+        return None
+
     def is_class_specific(self, settings: S) -> bool:
         """Return whether what such runs learn belongs to the classes that they learned from."""
         return False

@@ -40,7 +40,7 @@ class RunSpec(Generic[S]):
         data: The dataset that the run learns from, and its features.
         subset: The few-shot subset to learn from; None for runs that learn from none.
         targets: Further datasets to test on, and their features.
-        tuning: The dataset that the run's values are chosen on (``tuned_on`` of its settings), if the grid names it.
+        tuning: The dataset that the run's values are chosen on (`Method.tuned_on`), if the grid names it.
     """
 
     method: str
@@ -107,12 +107,14 @@ class FeatureBank(ABC):
 
     def bind(self, run: RunSpec[S]) -> RunSpec[S]:
         """Return the run with the objects that its names stand for."""
+        from fastcoop.methods import METHODS
+
         data = self.data(run.backbone, run.dataset)
         targets = tuple(self.data(run.backbone, name) for name in run.target_names)
         subset: Any = data.subset(run.shots, run.seed) if run.shots else None
         tuning = None
-        if getattr(run.settings, "selection", "") == "imagenet_val":
+        if (tuned_on := METHODS[run.method].tuned_on(run.settings)) is not None:
             with suppress(KeyError):  # `Method.check` refuses a dataset that the grid does not name
-                tuning = self.data(run.backbone, run.settings.tuned_on)  # type: ignore[attr-defined]
+                tuning = self.data(run.backbone, tuned_on)
         model = self.backbone(run.backbone)
         return replace(run, model=model, data=data, subset=subset, targets=targets, tuning=tuning)

@@ -239,6 +239,33 @@ def test_each_protocol_has_its_key_and_its_images(backbone: Backbone, name: str)
     )
 
 
+def test_values_are_chosen_unless_all_are_given(backbone: Backbone) -> None:
+    method, data = METHODS["tip_adapter"], hard_data()
+    given: tuple[dict[str, float], ...] = ({}, {"alpha": 2.0}, {"beta": 2.0}, {"alpha": 2.0, "beta": 2.0})
+    jobs = [job(data, "tip_adapter", **some) for some in given]
+    found = [method.columns(one, backbone)["selection"] for one in jobs]
+    assert found == ["few_val", "few_val", "few_val", "fixed"]
+
+
+def test_the_key_has_the_dataset_that_values_are_chosen_on(backbone: Backbone) -> None:
+    """Its images, features and prompt, if something is chosen."""
+    (one, _), method = chosen_jobs("gda", hard_data(), "imagenet_val"), METHODS["gda"]
+    assert one.tuning is not None
+    dataset, store = one.tuning.dataset, hard_data(5, "others").store
+    store.digest = "1" * 64
+    others = [
+        Data(replace(dataset, digest="other images"), one.tuning.store),
+        Data(replace(dataset, template="a {}."), one.tuning.store),
+        Data(dataset, store),
+    ]
+    keys = [method.key_settings(replace(one, tuning=data), backbone) for data in (one.tuning, *others)]
+    assert len(set(map(str, keys))) == 4
+    given = ({"selection": "fixed"}, {"selection": "imagenet_val", "tuned_on": "others"})
+    fixed, unused = (job(one.data, "gda", alpha=2.0, **some) for some in given)
+    assert method.key_settings(unused, backbone) == method.key_settings(fixed, backbone)
+    assert [method.tuned_on(some.settings) for some in (one, fixed, unused)] == ["others", None, None]
+
+
 @follows("name a dataset {} with a val split in the grid, or set selection to another protocol")
 def test_values_of_another_dataset_need_that_dataset(backbone: Backbone) -> None:
     one = job(hard_data(), "tip_adapter", selection="imagenet_val")
@@ -323,9 +350,9 @@ def test_values_are_chosen_on_validation_images_or_fixed(backbone: Backbone) -> 
         with pytest.raises(UserError, match="set selection of tip_adapter to fixed"):
             METHODS["tip_adapter"].check(replace(without, settings=settings))
     METHODS["tip_adapter"].check(one)
-    METHODS["tip_adapter"].check(
-        replace(without, settings=expand(METHODS["tip_adapter"], {"selection": "fixed"})[0])
-    )
+    for selection in ("fixed", "imagenet_val"):
+        (settings,) = expand(METHODS["tip_adapter"], {"selection": selection})
+        METHODS["tip_adapter"].check(replace(without, settings=settings, tuning=hard_data(3, "imagenet")))
 
 
 @pytest.mark.parametrize("name", ["tip_adapter"])
@@ -351,7 +378,12 @@ def test_another_draw_of_the_tuning_dataset_is_another_run(tmp_path: Path) -> No
     for number, name in enumerate(("colours", "again")):
         write_dataset(tmp_path / "data" / name, seed=number)
     places = {"data_root": tmp_path / "data", "cache": tmp_path / "cache", "results": tmp_path / "results"}
-    methods = {"gda": {"selection": "imagenet_val", "tuned_on": "again"}, "tip_adapter": None}
+    gda = {
+        "selection": "imagenet_val",
+        "tuned_on": "again",
+        "alpha": [None, 1.0],
+    }  # of the second, nothing is chosen
+    methods = {"gda": gda, "tip_adapter": None}
     grid = {
         "backbones": str(write_backbone(tmp_path / "tiny")), "datasets": ["colours", "again"], "shots": 1, "seeds": 1,
         "views": 0, "methods": methods,
@@ -364,11 +396,11 @@ def test_another_draw_of_the_tuning_dataset_is_another_run(tmp_path: Path) -> No
     shutil.rmtree(again.fewshot_dir)
     for path in write_draw(again, 1, 2, again.fewshot_dir):
         path.rename(path.with_name(path.name.replace("seed_2", "seed_1")))
-    assert sweep(grid, jobs=1, **places).finished == 3
+    assert sweep(grid, jobs=1, **places).finished == 4
     rows = load_results(places["results"])
     new = rows[~rows.key.isin(before)]
     assert sorted(zip(new.dataset, new.method, strict=True)) == [
-        ("again", "gda"), ("again", "tip_adapter"), ("colours", "gda"),
+        ("again", "gda"), ("again", "gda"), ("again", "tip_adapter"), ("colours", "gda"),
     ]  # fmt: skip
 
 

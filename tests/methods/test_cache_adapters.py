@@ -313,14 +313,16 @@ def test_shots_val_draws_as_many_validation_images_as_training_images() -> None:
     assert sorted(other) != sorted(more)
 
 
-@pytest.mark.parametrize("name", ["tip_adapter", "gda", "proker"])
+@pytest.mark.parametrize(
+    ("name", "dataset"), [("tip_adapter", "imagenet"), ("gda", "imagenet:base"), ("proker", "imagenet")]
+)
 def test_official_looks_at_the_test_labels_of_imagenet_and_is_called_so(
-    backbone: Backbone, name: str
+    backbone: Backbone, name: str, dataset: str
 ) -> None:
-    data = hard_data(4, "imagenet")
+    data = hard_data(4, dataset)
     method, jobs = METHODS[name], [job(data, name, 4, selection=one) for one in ("official", "full_val")]
     official, honest = run(backbone, name, jobs)
-    assert official.scores["imagenet"].accuracy > honest.scores["imagenet"].accuracy
+    assert official.scores[dataset].accuracy > honest.scores[dataset].accuracy
     assert "val_accuracy" in honest.extra
     assert "val_accuracy" not in official.extra
     assert method.columns(jobs[0], backbone)["selection"] == "official"

@@ -16,6 +16,7 @@ import fastcoop as fc
 from fastcoop.backbones import Backbone
 from fastcoop.errors import UserError
 from fastcoop.methods import METHODS, Data, RunSpec
+from fastcoop.methods.adapters import prolip
 from fastcoop.methods.adapters.prolip import LAMBDAS, RATES
 from fastcoop.methods.adapters.stack import Stack, Texts
 from fastcoop.methods.adapters.training import ImageBatches, Optimizer, softmax_gradient, train
@@ -365,6 +366,23 @@ def test_prolip_chooses_the_first_best_of_49(backbone: Backbone) -> None:
     assert len(set(found.values())) > 1
     assert (outcome.extra["learning_rate"], outcome.extra["lmbda"]) == best
     assert outcome.extra["val_accuracy"] == pytest.approx(found[best])
+
+
+def test_prolip_keeps_no_learning_rate_that_diverged(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the others are wrong about every validation image."""
+    monkeypatch.setattr(prolip, "RATES", (1e30, 1e-12))
+    data = make_data(views=1)
+    store: Any = data.store
+    start = job(data, "prolip", SHOTS, epochs=8, learning_rate=1e-12, lmbda=0.0)
+    (outcome,) = run(backbone, "prolip", [start])
+    classifier = METHODS["prolip"].classifier(backbone, replace(start, weights=outcome.weights), data)
+    store._labels["val"] = classifier.logits(store._features["val"][:, 0]).argmin(1)
+    given = {"epochs": 8, "selection": "full_val", "lmbda": 0.0}
+    (outcome,) = run(backbone, "prolip", [job(data, "prolip", SHOTS, **given)])
+    assert (outcome.status, outcome.extra["val_accuracy"]) == ("done", 0)
+    assert outcome.extra["learning_rate"] == 1e-12
 
 
 @pytest.mark.parametrize("name", ["lp_plus_plus", "prolip"])

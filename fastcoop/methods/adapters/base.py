@@ -92,8 +92,7 @@ class _Row:
     @property
     def rank(self) -> tuple[float, int]:
         """Is highest for the best of a run's rows: by accuracy, then the first. A row that diverged is the last."""
-        failed = math.isnan(self.accuracy) or self.outcome.status != "done"
-        return -1.0 if failed else self.accuracy, -self.order
+        return self.accuracy if self.outcome.status == "done" else -1.0, -self.order
 
 
 class Adapter(Method[S]):
@@ -202,13 +201,15 @@ class Adapter(Method[S]):
             return None
         return f"the values of {self.name}", f"set selection of {self.name} to fixed"
 
+    def tuned_on(self, settings: S) -> str | None:
+        return getattr(settings, "tuned_on", "") if self.selection(settings) == "imagenet_val" else None
+
     def check(self, run: RunSpec[S]) -> None:
         super().check(run)
         if run.has_learned:
             return
-        selection = self.selection(run.settings)
-        if selection == "imagenet_val" and (run.tuning is None or "val" not in run.tuning.dataset.splits):
-            name = getattr(run.settings, "tuned_on", "")
+        name = self.tuned_on(run.settings)
+        if name is not None and (run.tuning is None or "val" not in run.tuning.dataset.splits):
             raise UserError(
                 f"selection: imagenet_val of {self.name} learns on {name} first and chooses on its validation images; "
                 f"name a dataset {name} with a val split in the grid, or set selection to another protocol."
@@ -221,8 +222,7 @@ class Adapter(Method[S]):
         if hasattr(run.settings, "selection"):
             resolved["selection"] = self.selection(run.settings)
             resolved["tuned_on"] = None
-        if run.tuning is not None and resolved["selection"] == "imagenet_val":
-            data = run.tuning
+        if (data := run.tuning) is not None:
             features = data.store.digest if data.store else data.name
             resolved["tuned_on"] = [data.dataset.digest, features, data.dataset.template]
         return super().key_settings(run, backbone) | resolved
@@ -230,7 +230,7 @@ class Adapter(Method[S]):
     def read_draw(self, run: RunSpec[S]) -> np.ndarray | None:
         from fastcoop.datasets import few_shot
 
-        if run.tuning is None or self.selection(run.settings) != "imagenet_val":
+        if run.tuning is None:
             return None
         rows = run.tuning.subset(run.shots, run.seed).train
         drawn = few_shot(run.tuning.dataset, run.shots, run.seed, read=False).train
@@ -307,7 +307,7 @@ class Adapter(Method[S]):
         """Return the changed settings of each run of ``imagenet_val``: what an equal run on that dataset chose."""
         elsewhere: dict[Any, list[int]] = {}
         for index, run in runs.items():
-            if self.selection(run.settings) == "imagenet_val":
+            if self.tuned_on(run.settings) is not None:
                 elsewhere.setdefault((run.settings, run.shots, run.seed), []).append(index)
         tuning = {}
         for indices in elsewhere.values():
