@@ -56,9 +56,10 @@ def compare(
     """Compare two folders, or two labels of a folder.
 
     The differences are listed by dataset, with a test. Runs are matched by backbone, dataset, shots and seed (and
-    method and settings, between folders). A difference is the second minus the first, in percentage points. p is
-    two-sided: over datasets by Wilcoxon's signed-rank test where there are five or more, otherwise over seeds by a
-    paired t test. Targets of one dataset count as one, because they test the same runs.
+    method and settings, between folders; runs of one label with other settings are listed separately). A difference
+    is the second minus the first, in percentage points. p is two-sided: over datasets by Wilcoxon's signed-rank test
+    where there are five or more, otherwise over seeds by a paired t test. Targets of one dataset count as one, because
+    they test the same runs.
 
     Example:  fastcoop results compare results/before results/after --where method=coop
 

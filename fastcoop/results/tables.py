@@ -30,7 +30,8 @@ MIN_DROP = 5.0  # percentage points below the median of the seeds
 MIN_RELATIVE_DROP = 0.25  # of the median's distance from chance; with few images, accuracy has large steps
 MIN_DEVIATIONS = 4.0  # scaled median absolute deviations
 GROUP_COLUMNS = ("backbone", "dataset", "source", "method", "settings", "shots", "test")
-PLACE = ["backbone", "shots", "source", "dataset", "seed"]
+POINT = ["backbone", "shots", "source", "dataset"]
+PLACE = [*POINT, "seed"]
 # Columns in which paired runs must be equal where both have a value, and what a difference means.
 MUST_AGREE = {
     "test": "tested on other images or classes of the same name",
@@ -142,8 +143,9 @@ def pair_folders(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     """Pair the runs of two results tables that agree in method, settings, backbone, dataset, shots and seed.
 
     Returns:
-        One row per pair, with the columns ``label`` (of the first), ``backbone, shots, source, dataset, seed`` and the
-        accuracies in percent, ``first`` and ``second``. Runs without an accuracy are left out.
+        One row per pair, with the columns ``label`` (of the first, with the settings in which runs of one label
+        differ), ``backbone, shots, source, dataset, seed`` and the accuracies in percent, ``first`` and ``second``.
+        Runs without an accuracy are left out.
 
     Raises:
         UserError: there is no pair, or several runs of one table could be in a pair, or the runs of a pair differ in
@@ -156,7 +158,7 @@ def pair_folders(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
             "No run of one folder has the method, settings, backbone, dataset, shots and seed of a run of the other; "
             "`fastcoop results list FOLDER` shows what each has."
         )
-    return pairs.rename(columns={"label_first": "label"})
+    return pairs.assign(label=_labels_by_settings(pairs))
 
 
 def pair_labels(table: pd.DataFrame, first: str, second: str, where: str | Path) -> pd.DataFrame:
@@ -170,7 +172,7 @@ def pair_labels(table: pd.DataFrame, first: str, second: str, where: str | Path)
         where: the folder of the table, for messages.
 
     Returns:
-        As `pair_folders`, which raises the same errors.
+        As `pair_folders`, which raises the same errors; so do seeds of one label that differ in their settings.
     """
     sides, columns = [], PLACE
     for label in (first, second):
@@ -209,13 +211,15 @@ def _unique(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     """
     table = table[table.accuracy.notna()]
     table = table.assign(plain=plain_texts(table)).drop_duplicates(["method", *PLACE, "plain", *SAME_TEST])
-    alike = table[table.duplicated(columns, keep=False)]
-    if not alike.empty:
-        row = alike.iloc[0]
-        runs = alike[(alike[columns] == row[columns]).all(axis=1)]
+    alike, several = columns, table.duplicated(columns, keep=False)
+    if "plain" not in columns and not several.any():  # nor may the seeds of one point have different settings
+        alike, several = POINT, table.groupby(POINT, sort=False).plain.transform("nunique") > 1
+    if several.any():
+        row = table[several].iloc[0]
+        runs = table[several & (table[alike] == row[alike]).all(axis=1)]
         raise UserError(
-            f"{len(runs)} runs of {row.label} on {row.dataset}, {counted(row.shots, 'shot')}, seed {row.seed}, differ "
-            f"in {_difference(runs)}, and cannot be compared as one; choose one of them with --where."
+            f"{len(runs)} runs of {row.label} on {row.dataset}, {counted(row.shots, 'shot')}, differ in "
+            f"{_difference(runs)}, and cannot be compared as one; choose one of them with --where."
         )
     settings = [json.loads(text) for text in table.settings]
     made = [str([one.get(name) for name in FEATURE_PROPERTIES if name != "views"]) for one in settings]
@@ -244,10 +248,29 @@ def _pair(one: pd.DataFrame, other: pd.DataFrame, columns: list[str], agree: Seq
     return pairs.rename(columns={"accuracy_first": "first", "accuracy_second": "second"})
 
 
+def _labels_by_settings(pairs: pd.DataFrame) -> list[str]:
+    """Return the labels of pairs, with the settings in which runs of one label differ that agree but for the seed."""
+    settings = [json.loads(text) for text in pairs.plain]
+    differ: dict[str, dict[str, None]] = {}  # names of settings, by label
+    points: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for label, *point, given in zip(
+        pairs.label_first, *(pairs[name] for name in POINT), settings, strict=True
+    ):
+        other = points.setdefault((label, *point), given)
+        names = (name for name in {**other, **given} if given.get(name) != other.get(name))
+        differ.setdefault(label, {}).update(dict.fromkeys(names))
+    return [
+        ", ".join([label, *(f"{name} {given.get(name, 'default')}" for name in differ[label])])
+        for label, given in zip(pairs.label_first, settings, strict=True)
+    ]
+
+
 def _difference(runs: pd.DataFrame) -> str:
     """Name a setting or column in which runs differ, and two of its values, as ``--where`` takes them."""
-    settings = [json.loads(text) for text in runs.settings]
-    values = {name: [one.get(name) for one in settings] for one in settings for name in one}
-    values |= {name: runs[name].tolist() for name in FURTHER}
+    settings = [json.loads(text) for text in runs.plain]
+    names = [
+        name for one in settings for name in one if any(other.get(name) != one[name] for other in settings)
+    ]
+    values = {name: _column(runs, name) for name in (*names, *FURTHER)}
     name, found = next((name, found) for name, found in values.items() if len(set(map(str, found))) > 1)
     return f"{name} ({' and '.join(sorted({str(value)[:40] for value in found})[:2])})"

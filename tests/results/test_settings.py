@@ -12,6 +12,7 @@ from fastcoop.errors import UserError
 from fastcoop.methods import METHODS
 from fastcoop.methods.adapters.cross_modal import DECAY, RATE, SIZE
 from fastcoop.methods.adapters.prolip import LEARNING_RATE
+from fastcoop.reports.comparison import compare_results
 from fastcoop.results.records import DATASET_PROMPT
 from fastcoop.results.settings import plain_settings
 from fastcoop.results.tables import pair_folders, pair_labels
@@ -168,3 +169,32 @@ def test_a_method_of_ones_own_keeps_its_settings() -> None:
     own = Row(json.dumps({"schedule": "cosine", "pull": 2, "epochs": 3, "select": "first"}))
     assert plain_settings(own) == {"schedule": "cosine", "pull": 2, "epochs": 3, "select": "first"}
     assert run(method="own")["settings"]
+
+
+def test_folders_are_compared_by_each_setting_of_a_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of one label with two learning rates: two comparisons, not the mean of both."""
+    slow, fast = (table(settings=json.dumps({"learning_rate": rate})) for rate in (0.002, 0.1))
+    usual = table(dataset="digits", settings=json.dumps({"learning_rate": 0.002}))
+    first = pd.concat([slow, fast, usual])
+    second = pd.concat([slow.assign(accuracy=slow.accuracy + 4), fast.assign(accuracy=0.0), usual])
+    folders = {"one": first, "other": second}
+    monkeypatch.setattr("fastcoop.reports.comparison.load_results", folders.__getitem__)
+    groups = {group["label"]: group for group in compare_results("one", "other")}
+    assert {label: group["difference"] for label, group in groups.items()} == {
+        "CoOp, learning_rate 0.002": 2.0,  # 4 on one dataset and 0 on the other
+        "CoOp, learning_rate 0.1": -52.0,
+    }
+    assert [group["label"] for group in compare_results("one", "one", conditions=["dataset=digits"])] == [
+        "CoOp"
+    ]
+
+
+def test_seeds_of_other_settings_are_not_compared_as_one() -> None:
+    runs = pd.concat([table(), table(label="other")])
+    runs.loc[(runs.label == "CoOp") & (runs.seed == 3), "settings"] = json.dumps(
+        {"views": 8, "learning_rate": 0.1}
+    )
+    with pytest.raises(
+        UserError, match=r"3 runs of CoOp on objects, 16 shots, differ in learning_rate \(0.1 and"
+    ):
+        pair_labels(runs, "other", "CoOp", "here")
