@@ -46,7 +46,10 @@ def plain_settings(run: Any) -> dict[str, Any]:
     if found.get("selection") == "fixed":
         recorded = _mapping(getattr(run, "extra", None))
         found |= {name: float(f"{recorded[name]:.{DIGITS}g}") for name in given if name in recorded}
-        found = {**FIXED.get(getattr(run, "method", ""), {}), **found}
+        method, shots = getattr(run, "method", ""), getattr(run, "shots", None)
+        found = {**FIXED.get(method, {}), **found}
+        if method == "prolip" and isinstance(shots, int | float) and found.get("lmbda") == 1 / shots > 0:
+            del found["lmbda"]  # the default, but for "all" shots
     return found
 
 

@@ -30,6 +30,7 @@ class Row(NamedTuple):
     selection: str | None = None
     extra: str = "{}"
     method: str = ""
+    shots: int | float | str = 16
 
 
 def settings(method: str, **given: Any) -> str:
@@ -69,6 +70,10 @@ TIP = json.dumps({"alpha": 1.1699999570846558, "beta": 1.0, "trained_parameters"
             Row(settings("prolip", learning_rate=LEARNING_RATE), method="prolip", **FIXED),
         ),
         (
+            Row(settings("prolip"), method="prolip", shots=3, **FIXED),
+            Row(settings("prolip", lmbda=1 / 3), method="prolip", shots=3, **FIXED),
+        ),
+        (
             Row(settings("cross_modal", selection="fixed"), method="cross_modal", **FIXED),
             Row(
                 settings(
@@ -91,6 +96,7 @@ TIP = json.dumps({"alpha": 1.1699999570846558, "beta": 1.0, "trained_parameters"
         "recorded number",
         "tip_adapter",
         "prolip",
+        "prolip's lambda",
         "cross_modal",
         "gda",
         "before solver",
@@ -124,6 +130,12 @@ def test_results_from_before_a_setting_existed_have_its_default() -> None:
 )
 def test_what_makes_another_run_stays_another(one: str, other: str) -> None:
     assert plain_settings(Row(one)) != plain_settings(Row(other))
+
+
+@pytest.mark.parametrize("shots", [16, "all", float("inf")])
+def test_a_lambda_of_prolip_that_is_not_the_default_is_another(shots: int | float | str) -> None:
+    usual = Row(settings("prolip"), method="prolip", shots=shots, **FIXED)
+    assert plain_settings(usual) != plain_settings(usual._replace(settings=settings("prolip", lmbda=0.0)))
 
 
 def table(**given: Any) -> pd.DataFrame:
