@@ -39,7 +39,9 @@ class RunKeys:
             features = store.train_digest(subset.train) if subset and store else None
             return [_digest(subset.train), _digest(subset.val), features] if subset else None
 
-        sizes = (len(subset.train), len(subset.val)) if subset else None  # settings do not depend on the seed
+        sizes: tuple[int, ...] | None = None  # of the draw: settings depend on nothing else of the seed
+        if subset:
+            sizes = len(subset.train), len(subset.val), len(data.readable("train", subset.train))
         given = (run.settings, data, model), (run.method, run.shots, sizes)
         settings = self._json(*given, lambda: method.key_settings(run, model))
         text = (

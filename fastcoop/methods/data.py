@@ -93,7 +93,8 @@ class Data:
 
     def readable(self, split: str, rows: np.ndarray) -> np.ndarray:
         """Return those of a split's images that could be read when its features were cached."""
-        return rows[~np.isin(rows, np.array(self._skipped(split), dtype=np.int64))]
+        skipped = self._skipped(split)
+        return rows[~np.isin(rows, skipped)] if skipped else rows
 
     @memoize(4096)  # planned runs keep their subsets, so dropping them here would free nothing
     def subset(self, shots: int | str, seed: int) -> FewShot:

@@ -170,10 +170,11 @@ def epoch_order(images: int, batch_size: int, rng: np.random.Generator) -> list[
 
 
 def steps_per_epoch(run: RunSpec[Any]) -> int:
-    """Return the optimizer steps of one epoch of a run: one in a fast schedule."""
+    """Return the optimizer steps of one epoch of a run over its readable images: one in a fast schedule."""
     if run.settings.fast:
         return 1
-    return engine.schedule.steps_per_epoch(len(run.subset.train), run.settings.batch_size)
+    images = len(run.data.readable("train", run.subset.train))
+    return engine.schedule.steps_per_epoch(images, run.settings.batch_size)
 
 
 def steps_of(run: RunSpec[Any]) -> int:

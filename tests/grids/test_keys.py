@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastcoop.datasets import few_shot, load_dataset
 from fastcoop.errors import UserError
 from fastcoop.features import FeatureStore, cache_features
 from fastcoop.results import load_contexts, load_results
@@ -152,7 +154,6 @@ def test_unreadable_test_images_make_another_test(
 ) -> None:
     """Labels are kept by test; those of all images are not those of all but one."""
     from fastcoop.backbones import backbone_from_spec
-    from fastcoop.datasets import load_dataset
     from fastcoop.methods import Data
 
     dataset = load_dataset("colours", folders["data_root"])
@@ -166,3 +167,29 @@ def test_unreadable_test_images_make_another_test(
     data = Data(dataset, FeatureStore.open(path, backbone, dataset))
     assert len(data.test[1]) == len(dataset.splits["test"]) - 1
     assert data.test_digest not in (dataset.digest, Data(dataset, None).test_digest)
+
+
+def test_a_schedule_in_steps_counts_the_images_that_can_be_read(
+    run: Sweep, small: dict[str, Any], folders: dict[str, Path]
+) -> None:
+    """An epoch over four images is two steps of two, over three of them one."""
+    dataset = load_dataset("colours", folders["data_root"])
+    only_first = set(few_shot(dataset, 1, 1).train) - set(few_shot(dataset, 1, 2).train)
+    (dataset.root / dataset.splits["train"].paths[min(only_first)]).write_bytes(b"no picture")
+    with suppress(UserError):  # of the image that is left out
+        cache_features(
+            small["backbones"],
+            dataset,
+            folders["cache"],
+            shots=[1],
+            seeds=[1, 2],
+            views=1,
+            skip_unreadable=True,
+        )
+    small |= {"methods": {"coop": {"context_length": 2, "batch_size": 2, "epochs": "8 steps"}}}
+    assert run(small | {"seeds": [1, 2]}, **folders).finished == 2
+    assert run(small | {"seeds": [2]}, **folders).finished == 0
+    table = load_results(folders["results"]).sort_values("seed")
+    assert table.train_images.tolist() == [3, 4]
+    assert table.epochs.tolist() == [8, 4]
+    assert table.losses.map(lambda text: len(json.loads(text))).tolist() == [8, 4]

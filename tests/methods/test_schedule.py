@@ -15,8 +15,9 @@ from fastcoop.methods.schedule import epochs_of
 
 def epochs(schedule: Any, shots: int, images: int) -> int:
     (settings,) = expand(get_method("coop"), {"epochs": schedule})
+    data = SimpleNamespace(readable=lambda split, rows: rows)
     job: Any = SimpleNamespace(
-        settings=settings, shots=shots, subset=SimpleNamespace(train=np.arange(images))
+        settings=settings, shots=shots, data=data, subset=SimpleNamespace(train=np.arange(images))
     )
     return epochs_of(job)
 
