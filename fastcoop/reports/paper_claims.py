@@ -210,15 +210,22 @@ def specific_wins_some(piece: Slice, study: Study) -> Finding:
 
 
 def _lengths(runs: pd.DataFrame, init: str) -> tuple[pd.Series, str]:
-    """Return the longest context's accuracy minus the shortest's at the most shots, and the means at each length."""
+    """Return the longest context's accuracy minus the shortest's at the most shots, and the means at each length.
+
+    The means are over the datasets and seeds of the differences. Lengths in between that lack some are left out.
+    """
     runs = runs[(runs.series == "coop end") & (runs.init == init)]
     runs = runs[runs.shots == main_setting(runs).shots]
     lengths = sorted(runs.context_length.unique())
     if len(lengths) < 2:
         raise Missing("CoOp was run with one context length only")
-    each = [scores(runs[runs.context_length == length]).droplevel(2) for length in lengths]
-    means = (f"{mean_of(one):.1f} with M={int(n)}" for one, n in zip(each, lengths, strict=True))
-    return each[-1] - each[0], ", ".join(means)
+    each = {length: scores(runs[runs.context_length == length]).droplevel(2) for length in lengths}
+    found = (each[lengths[-1]] - each[lengths[0]]).dropna()
+    if found.empty:
+        raise Missing("no dataset and seed has CoOp runs with both the shortest and the longest context")
+    shown = {length: one[found.index] for length, one in each.items() if found.index.isin(one.index).all()}
+    means = (f"{mean_of(one):.1f} with M={int(length)}" for length, one in shown.items())
+    return found, ", ".join(means)
 
 
 @claim("Section 4.3, Figure 5a")

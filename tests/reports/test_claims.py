@@ -345,3 +345,17 @@ def test_numbers_tests_and_intervals_are_shown(tmp_path):
     test = next(one.finding.test for one in judged if one.claim.check.__name__ == "beats_probe")
     assert f"[{test.low:+.2f}, {test.high:+.2f}]" in text
     assert not math.isnan(test.low)
+
+
+def test_means_of_context_lengths_are_over_the_datasets_that_are_compared(tmp_path) -> None:
+    """Figure 3's length on all datasets, others on one of them."""
+    rows = [
+        coop(backbone="b", dataset=dataset, shots=16, seed=seed, context_length=length, accuracy=base + length)
+        for dataset, base, lengths in (("a", 50.0, (4, 8, 16)), ("b", 10.0, (16,)), ("c", 90.0, (8, 16)))
+        for length in lengths for seed in (1, 2, 3)
+    ]  # fmt: skip
+    found = findings(pd.DataFrame(rows), tmp_path)["longer_is_better"]
+    assert found.numbers == "54.0 with M=4, 58.0 with M=8, 66.0 with M=16"
+    assert found.test.mean == 12.0
+    apart = pd.DataFrame(rows).query("dataset == 'b' or context_length == 4")
+    assert "both the shortest and the longest" in findings(apart, tmp_path)["longer_is_better"].numbers
