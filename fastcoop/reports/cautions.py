@@ -59,7 +59,8 @@ def cautions(study: Study) -> Iterator[Caution]:
          " default written out)", "run", "", study.repeated),
     ):  # fmt: skip
         if len(rows):
-            yield Caution(f"{text.format(counted(len(rows), noun))}: {_named(rows)}.", short, rows.dataset)
+            count = len(rows) if noun == "test" else rows.key.nunique()
+            yield Caution(f"{text.format(counted(count, noun))}: {_named(rows)}.", short, rows.dataset)
     yield from _ambiguous_datasets(runs)
     yield from _mixed_epochs(runs)
     yield from _mixed_settings(study)

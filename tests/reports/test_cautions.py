@@ -108,6 +108,16 @@ def test_no_better_than_guessing_is_named():
     assert "1 run not better than chance: Zero-shot CLIP on objects" in warned(frame)
 
 
+def test_a_run_with_several_tests_is_counted_once():
+    frame = calm()
+    frame.loc[frame.index[-1], ["accuracy", "status"]] = [9.0, "diverged"]
+    away = frame.iloc[-1:].assign(dataset="sketch")  # of the same run
+    text = warned(pd.concat([frame, away], ignore_index=True))
+    assert "The means include 1 diverged run (a loss was not finite): " in text
+    assert "1 run not better than chance: " in text
+    assert text.count("on sketch at 16 shots, seed 3") >= 2
+
+
 def test_a_dataset_that_is_not_the_same_for_all_runs_is_named():
     frame = calm()
     frame["test"] = [8 * "a"] * (len(frame) - 2) + [8 * "b"] * 2
