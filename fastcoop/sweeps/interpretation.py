@@ -31,6 +31,7 @@ from fastcoop.prompts import (
 from fastcoop.prompts.vectors import NOT_LATIN
 from fastcoop.results import load_contexts, load_predictions, load_runs
 from fastcoop.results.parameters import load_parameters
+from fastcoop.results.read import unique_names
 from fastcoop.results.store import NEAREST_WORDS
 
 log = logging.getLogger("fastcoop")
@@ -156,7 +157,8 @@ def _load_context(folder: Path, row: Any) -> _Context:
     names: tuple[str, ...] = ()
     if vectors.ndim == 3:
         learned = load_parameters(folder, row.key)
-        names = (learned.class_names if learned else ()) or load_predictions(folder, row.key).class_names
+        known = (learned.class_names if learned else ()) or load_predictions(folder, row.key).class_names
+        names = tuple(unique_names(known))
     words = None if row.init in (None, "random") else str(row.init)
     return _Context(row.key, vectors, names, int(row.seed), words)
 

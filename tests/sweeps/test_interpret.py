@@ -15,9 +15,10 @@ import torch
 from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.errors import UserError
 from fastcoop.prompts import PromptLayout, initial_contexts
+from fastcoop.reports.words import read_words
 from fastcoop.results import load_contexts, load_results
 from fastcoop.sweeps import interpret, sweep
-from tests.small_world import write_backbone
+from tests.small_world import write_backbone, write_dataset
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,22 @@ def test_class_specific_readings_name_their_class_and_are_summarised(kinds):
     distances = [vector["distances"][0] for vector in stored["vectors"]]
     assert summary["mean_distance"] == pytest.approx(sum(distances) / 12, rel=1e-4)
     assert "summary" not in kinds["unified"]
+
+
+def test_classes_of_one_name_are_told_apart(world: Path, tmp_path: Path, backbone: Backbone) -> None:
+    """ImageNet has two classes called "missile", and two called "sunglasses"."""
+    data = write_dataset(tmp_path / "data" / "colours")
+    (data / "dataset.yaml").write_text("class_names: {grey: green}")
+    grid = {
+        "backbones": str(world / "tiny"), "datasets": "colours", "shots": 1, "seeds": 1, "views": 0,
+        "methods": {"coop": {"context_length": 2, "class_specific": True, "epochs": 1}},
+    }  # fmt: skip
+    sweep(grid, data_root=tmp_path / "data", cache=tmp_path / "cache", results=tmp_path / "results", jobs=1)
+    (path,) = interpret(tmp_path / "results", backbone)
+    names = [vector["class"] for vector in json.loads(path.read_text())["vectors"]]
+    assert names[::2] == ["dark red", "green (class 1)", "green (class 2)", "sky blue"]
+    read = read_words(tmp_path / "results", path.stem)
+    assert read.vectors["class"].nunique() == 4
 
 
 def test_what_one_would_see_by_chance_stands_beside(kinds, backbone):
