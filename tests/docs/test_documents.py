@@ -19,7 +19,9 @@ import yaml
 import fastcoop
 from fastcoop.cli import main
 from fastcoop.cli.app import app
+from fastcoop.methods import METHODS
 from tests.small_world import write_backbone, write_dataset
+from tools.parity import __main__ as parity
 from tools.quote import quote, requote
 
 ROOT = Path(__file__).parents[2]
@@ -202,6 +204,22 @@ def test_the_readme_quotes_the_benchmark():
     assert quote(bench) in page
     assert requote(page, bench) == page
     assert requote(page.replace(quote(bench), "what an earlier run said"), bench) == page
+
+
+def test_official_codes_are_compared_at_the_commits_that_are_named():
+    page = (ROOT / "docs" / "reproducibility.md").read_text()
+    for repository, commit in parity.COMMITS.items():
+        assert f"`{commit}`" in page, repository
+    assert set(parity.METHODS) <= set(METHODS)
+
+
+def test_the_comparison_names_missing_official_codes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["parity", str(tmp_path), "clap"])
+    with pytest.raises(SystemExit):
+        parity.main()
+    message = capsys.readouterr().err
+    assert f"git clone https://github.com/jusiro/CLAP {tmp_path}/CLAP" in message
+    assert "Dassl.pytorch" in message
 
 
 def test_every_public_name_is_in_the_reference():
