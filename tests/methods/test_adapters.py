@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,8 +20,9 @@ import fastcoop as fc
 from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.datasets import Split, load_dataset, write_draw
 from fastcoop.errors import UserError
-from fastcoop.methods import METHODS, Data, Outcome, RunSpec, expand
-from fastcoop.methods.adapters import ADAPTERS, proker, tip_adapter
+from fastcoop.methods import METHODS, Data, Outcome, RunContext, RunSpec, expand
+from fastcoop.methods.adapters import ADAPTERS, base, proker, tip_adapter
+from fastcoop.methods.adapters import selection as choice
 from fastcoop.methods.adapters.base import AdapterSettings
 from fastcoop.results import load_results
 from fastcoop.sweeps import evaluate, sweep
@@ -58,7 +60,7 @@ CHANGED: dict[str, dict[str, Any]] = {
     "lp_plus_plus": {"epochs": 30, "sum_alpha_gradients": False},
     "zs_lp": {"learning_rate": 0.3, "epochs": 4, "batch_size": 2},
     "clap": {"learning_rate": 0.3, "epochs": 4, "batch_size": 2, "constraint": "adaptive"},
-    "prolip": {"learning_rate": 0.3, "lmbda": 9.0, "epochs": 4},
+    "prolip": {"learning_rate": 0.01, "lmbda": 9.0, "epochs": 4},
 }  # fmt: skip
 # What makes a case sensitive to the other settings: the only validation of a short training is after its first step,
 # and multipliers hardly change in a few epochs.
@@ -139,6 +141,11 @@ def test_stacked_runs_have_the_results_that_they_have_alone(backbone: Backbone, 
     data = hard_data()
     jobs = [job(data, name, shots, seed, **SHORT[name]) for shots in (1, 2, 4) for seed in (1, 2)]
     jobs += [job(data, name, 2, 1, **SHORT[name] | dict([changed])) for changed in CHANGED[name].items()]
+    floats = [pair for pair in CHANGED[name].items() if isinstance(pair[1], float)]
+    jobs += [job(data, name, 2, 1, **SHORT[name] | {setting: 1.5 * number}) for setting, number in floats]
+    uneven = np.array([0, 1, 2, 6, 7, 12])  # of six images of each class
+    jobs += [replace(jobs[3], subset=replace(jobs[3].subset, train=uneven))]
+    jobs += [job(hard_data(5, "others"), name, 2, 1, **SHORT[name])]
     together = run(backbone, name, jobs)
     for one, outcome in zip(jobs, together, strict=True):
         (alone,) = run(backbone, name, [one])
@@ -147,8 +154,82 @@ def test_stacked_runs_have_the_results_that_they_have_alone(backbone: Backbone, 
             rounding = 1e-6 * (1 + np.abs(array).max())
             np.testing.assert_allclose(array, outcome.weights[key], rtol=1e-5, atol=rounding, err_msg=key)
         np.testing.assert_array_equal(
-            alone.scores["animals"].predictions, outcome.scores["animals"].predictions
+            alone.scores[one.dataset].predictions, outcome.scores[one.dataset].predictions
         )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stacks_and_images_are_cut_to_the_memory(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    data, method, sizes = hard_data(), METHODS[name], []
+    fit = method.fit
+    monkeypatch.setattr(
+        type(method), "fit", lambda self, stack, judge: sizes.append(len(stack)) or fit(stack, judge)
+    )
+    jobs = [job(data, name, seed=seed, **SHORT[name]) for seed in (1, 2, 3, 4, 5)]
+    together = run(backbone, name, jobs)
+    tries = 1 if method.selection(jobs[0].settings) == "fixed" else len(method.tries(jobs[0]))
+    assert sizes == [5 * tries]
+    sizes.clear()
+    monkeypatch.setattr(choice, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(base, "TEST_BYTES", 1)
+    outcomes: dict[int, Outcome] = {}
+    budget = 2 * method.run_bytes(6, 3, 3, 16)
+    method.run(backbone, jobs, outcomes.__setitem__, RunContext(memory_budget=budget))
+    assert max(sizes) == 2
+    for index, outcome in enumerate(together):
+        assert outcomes[index].extra == pytest.approx(outcome.extra)
+        np.testing.assert_array_equal(
+            outcomes[index].scores["animals"].predictions, outcome.scores["animals"].predictions
+        )
+
+
+@pytest.mark.parametrize("name", CHOOSING)
+def test_the_length_of_validation_features_changes_no_choice(backbone: Backbone, name: str) -> None:
+    data, short = hard_data(), hard_data()
+    store: Any = short.store
+    store._features["val"] *= np.float32(2**-8)
+    one, other = (run(backbone, name, chosen_jobs(name, some, "few_val"))[0] for some in (data, short))
+    assert_equal(one, other)
+
+
+def test_runs_learn_with_what_their_own_run_chose_elsewhere(backbone: Backbone) -> None:
+    """Of equal settings, shots and seed."""
+    data, others, name = hard_data(), hard_data(5, "others"), "lp_plus_plus"
+    given = {"selection": "imagenet_val", "tuned_on": "others"}
+    jobs = [
+        replace(job(data, name, shots, seed, epochs=epochs, **given), tuning=others)
+        for epochs in (20, 40) for shots in (1, 2) for seed in (1, 2, 3)
+    ]  # fmt: skip
+    outcomes = run(backbone, name, jobs)
+    for one, outcome in zip(jobs, outcomes, strict=True):
+        own = job(others, name, one.shots, one.seed, epochs=one.settings.epochs, selection="full_val")
+        epochs = outcome.extra.get("epochs", one.settings.epochs)  # recorded if they are others
+        assert epochs == run(backbone, name, [own])[0].extra["epoch"]
+    assert len({outcome.extra.get("epochs") for outcome in outcomes}) > 3
+
+
+def test_runs_share_the_time_that_their_batch_takes(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = count(0.0)  # a second passes between two looks
+    monkeypatch.setattr(base, "time", SimpleNamespace(perf_counter=clock.__next__))
+    data = hard_data()
+    jobs = [job(data, "prolip", seed=seed, selection="few_val", epochs=2) for seed in (1, 2)]
+    outcomes = run(backbone, "prolip", jobs)
+    assert [outcome.seconds for outcome in outcomes] == pytest.approx(
+        [1, 1]
+    )  # half of learning, half of tests
+    reported: list[float] = []
+    known = replace(jobs[0], weights=outcomes[0].weights, targets=(data,))
+    METHODS["prolip"].run(
+        backbone,
+        [known],
+        lambda _, outcome: outcomes.append(outcome),
+        RunContext(on_progress=reported.append),
+    )
+    assert (outcomes[-1].seconds, reported) == (0, [1])
 
 
 @pytest.mark.parametrize("name", ["task_res", "clip_adapter"])
@@ -165,9 +246,15 @@ def test_runs_of_different_shots_keep_their_epochs_where_classes_are_small(
 
 
 @pytest.mark.parametrize("name", CHOOSING)
-def test_runs_choose_on_the_validation_images_that_could_be_read(backbone: Backbone, name: str) -> None:
+def test_runs_learn_and_choose_on_the_images_that_could_be_read(backbone: Backbone, name: str) -> None:
     class WithoutFirst(ArrayStore):
-        meta = SimpleNamespace(recipe="current", skipped={"val": [0]}, sha256={})
+        meta = SimpleNamespace(recipe="current", skipped={"val": [0], "train": [0]}, sha256={})
+
+        def train(self, indices: np.ndarray, kind: str = "coop", as_stored: bool = False) -> torch.Tensor:
+            return super().train(indices[indices > 0], kind, as_stored)
+
+        def train_labels(self, indices: np.ndarray) -> torch.Tensor:
+            return super().train_labels(indices[indices > 0])
 
         def indices(self, split: str) -> np.ndarray:
             return super().indices(split)[split == "val" :]
@@ -178,8 +265,9 @@ def test_runs_choose_on_the_validation_images_that_could_be_read(backbone: Backb
 
     dataset = make_data().dataset
     data = Data(dataset, WithoutFirst(dataset, 3, 0), 3)
-    jobs = [job(data, name, seed=seed, selection="few_val", **SHORT[name]) for seed in (3, 4)]
-    assert [0 in one.subset.val for one in jobs] == [False, True]
+    jobs = [job(data, name, seed=seed, selection="few_val", **SHORT[name]) for seed in (2, 3, 4)]
+    assert [0 in one.subset.train for one in jobs] == [True, False, False]
+    assert [0 in one.subset.val for one in jobs] == [False, False, True]
     for one, outcome in zip(jobs, run(backbone, name, jobs), strict=True):
         assert_equal(*run(backbone, name, [one]), outcome)
 
@@ -222,6 +310,19 @@ def test_every_setting_is_tested() -> None:
         assert settings == CHANGED[name].keys(), name
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_trained_is_counted(backbone: Backbone, name: str) -> None:
+    trained = {
+        "cross_modal": ["W"], "tip_adapter_f": ["keys"], "task_res": ["x"], "clip_adapter": ["down", "up"],
+        "lp_plus_plus": ["W", "b", "alpha"], "zs_lp": ["prototypes"], "clap": ["prototypes"], "prolip": ["P"],
+    }.get(name, [])  # fmt: skip
+    fixed = {"selection": "fixed"} if name in CHOOSING else {}
+    for settings in ({}, fixed):
+        (outcome,) = run(backbone, name, [job(hard_data(), name, **SHORT[name] | settings)])
+        sizes = [outcome.weights[weight].size for weight in trained]
+        assert outcome.extra["trained_parameters"] == sum(sizes)
+
+
 @pytest.mark.parametrize("name", CHOOSING)
 def test_each_protocol_has_its_key_and_its_images(backbone: Backbone, name: str) -> None:
     data, method = hard_data(), METHODS[name]
@@ -239,12 +340,18 @@ def test_each_protocol_has_its_key_and_its_images(backbone: Backbone, name: str)
     )
 
 
-def test_values_are_chosen_unless_all_are_given(backbone: Backbone) -> None:
-    method, data = METHODS["tip_adapter"], hard_data()
-    given: tuple[dict[str, float], ...] = ({}, {"alpha": 2.0}, {"beta": 2.0}, {"alpha": 2.0, "beta": 2.0})
-    jobs = [job(data, "tip_adapter", **some) for some in given]
+@pytest.mark.parametrize(
+    ("name", "values"), [("tip_adapter", ("alpha", "beta")), ("prolip", ("learning_rate", "lmbda"))]
+)
+def test_values_are_chosen_unless_all_are_given(
+    backbone: Backbone, name: str, values: tuple[str, str]
+) -> None:
+    method, data = METHODS[name], hard_data()
+    given = [(), values[:1], values[1:], values]
+    jobs = [job(data, name, selection="few_val", **dict.fromkeys(some, 1e-5)) for some in given]
     found = [method.columns(one, backbone)["selection"] for one in jobs]
     assert found == ["few_val", "few_val", "few_val", "fixed"]
+    assert len({str(method.key_settings(one, backbone)) for one in jobs}) == 4
 
 
 def test_the_key_has_the_dataset_that_values_are_chosen_on(backbone: Backbone) -> None:

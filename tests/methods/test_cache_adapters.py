@@ -14,12 +14,12 @@ from fastcoop import ProKeR
 from fastcoop.backbones import Backbone
 from fastcoop.methods import METHODS, Data, RunSpec
 from fastcoop.methods.adapters.cross_modal import batches
-from fastcoop.methods.adapters.selection import drawn_for
-from fastcoop.methods.adapters.stack import Stack
+from fastcoop.methods.adapters.selection import Judge, drawn_for
+from fastcoop.methods.adapters.stack import Stack, Texts
 from fastcoop.methods.scores import unit
 from fastcoop.methods.text import class_texts
 from tests.methods.conftest import DIM, job, make_data, run
-from tests.methods.test_adapters import hard_data
+from tests.methods.test_adapters import assert_equal, hard_data, spoiled
 from tests.methods.test_trained_adapters import assert_moved_alike, parameter
 
 CLASSES = 3
@@ -155,6 +155,44 @@ def test_gda_inverts_covariances_of_few_samples_exactly(backbone: Backbone, shot
     assert np.abs(one.weights["W"] - W).max() < 5e-6 * np.abs(W).max()
 
 
+@pytest.mark.parametrize("variant", ["few_shot", "base_to_new"])
+def test_gda_gives_a_class_without_images_the_mean_of_the_others(backbone: Backbone, variant: str) -> None:
+    data = make_data(views=20, seed=2)
+    one = job(data, "gda", 4, alpha=0.7, variant=variant)
+    train = one.subset.train[one.data.dataset.splits["train"].labels[one.subset.train] != 1]
+    one = known(backbone, replace(one, subset=replace(one.subset, train=train)))
+    views, labels, _, _ = arrays(backbone, one)
+    samples, of_sample = unit(views).reshape(-1, DIM), np.repeat(labels, views.shape[1])
+    means = np.stack([samples[of_sample == label].mean(0) for label in (0, 2)])
+    if variant == "few_shot":
+        S = np.cov((samples - means[of_sample // 2]).T)
+        P = DIM * np.linalg.pinv((len(samples) - 1) * S + np.trace(S) * np.eye(DIM))
+    else:
+        P = np.linalg.pinv(np.mean([np.cov(samples[of_sample == label].T) for label in (0, 2)], axis=0))
+    W, _ = gaussian(means, P)
+    b = -np.log(CLASSES) - np.einsum("cd,cd->c", W, means) / 2
+    np.testing.assert_allclose(one.weights["W"], [W[0], W.mean(0), W[1]], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(one.weights["b"], [b[0], b.mean(), b[1]], rtol=1e-3, atol=1e-3)
+    if variant == "few_shot":
+        new = make_data(("cat", "tractor"), "new")
+        x, texts = unit(new.test[0].astype(float)), class_texts(backbone, new)
+        W, b = (one.weights[name].astype(float) for name in ("W", "b"))
+        expected = backbone.logit_scale * x @ texts.T + 0.7 * (
+            x @ np.stack([W[0], W.mean(0)]).T + [b[0], b.mean()]
+        )
+        np.testing.assert_allclose(logits_of(backbone, one, new), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_gda_of_equal_features_is_zero_shot(backbone: Backbone) -> None:
+    data = make_data()
+    store: Any = data.store
+    store._features["train"][:] = store._features["train"][:1, :1]
+    one = known(backbone, job(data, "gda", 4, alpha=100.0))
+    _, _, texts, x = arrays(backbone, one)
+    logits, zero_shot = logits_of(backbone, one, data), backbone.logit_scale * x @ texts.T
+    np.testing.assert_allclose(logits - logits[:, :1], zero_shot - zero_shot[:, :1], rtol=1e-4, atol=1e-4)
+
+
 def test_gda_of_one_view_of_one_image_is_zero_shot(backbone: Backbone) -> None:
     data = make_data(views=0)
     one = known(backbone, job(data, "gda", 1, alpha=100.0))
@@ -169,6 +207,7 @@ def test_proker_is_kernel_ridge_regression(
     backbone: Backbone, data: Data, samples: str, beta: float, lmbda: float
 ) -> None:
     one = known(backbone, job(data, "proker", 4, beta=beta, lmbda=lmbda, samples=samples))
+    assert one.weights.keys() == {"samples", "dual", "beta", "lmbda"}
     views, labels, texts, x = arrays(backbone, one)
     S, of_sample = unit(views).reshape(-1, DIM), np.repeat(labels, views.shape[1])
     if samples == "images":
@@ -243,6 +282,23 @@ def test_cross_modal_is_adamw_on_images_and_texts(backbone: Backbone, data: Data
     expected = backbone.logit_scale * unit(data.test[0]) @ mixed.numpy().T
     found = logits_of(backbone, replace(one, weights=outcome.weights), data)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_cross_modal_has_the_paper_s_values_if_they_are_fixed(backbone: Backbone, data: Data) -> None:
+    fixed = {"selection": "fixed", "iterations": 60}
+    given = {"learning_rate": 1e-3, "weight_decay": 0.01, "batch_size": 8}
+    jobs = [job(data, "cross_modal", 4, **fixed, **some) for some in ({}, given)]
+    one, other = (outcome.weights["W"] for outcome in run(backbone, "cross_modal", jobs))
+    np.testing.assert_array_equal(one, other)
+
+
+def test_cross_modal_starts_at_numbers_drawn_from_the_seed(backbone: Backbone, data: Data) -> None:
+    jobs = [
+        job(data, "cross_modal", seed=seed, init="random", iterations=1, selection="fixed") for seed in (1, 2)
+    ]
+    for one, outcome in zip(jobs, run(backbone, "cross_modal", jobs), strict=True):
+        drawn = np.random.default_rng((one.seed, 2)).uniform(-1, 1, (CLASSES, DIM)) / DIM**0.5
+        np.testing.assert_allclose(outcome.weights["W"], drawn, atol=2e-5)  # after a step at a rate of 1e-5
 
 
 def test_cross_modal_draws_each_image_once_before_it_draws_one_again(backbone: Backbone, data: Data) -> None:
@@ -334,6 +390,57 @@ def test_official_looks_at_the_test_labels_of_imagenet_and_is_called_so(
     assert outcomes[0].extra["trained_parameters"] == 0
     for key in method.values:
         assert outcomes[0].extra[key] == outcomes[1].extra[key]
+
+
+def test_official_tip_adapter_f_chooses_its_values_on_validation_images(backbone: Backbone) -> None:
+    data, given = hard_data(4), {"selection": "official", "epochs": 1}
+    both = [
+        run(backbone, "tip_adapter_f", [job(one, "tip_adapter_f", 4, **given)])[0]
+        for one in (data, spoiled(data, "_labels"))
+    ]
+    assert_equal(*both)
+
+
+def test_the_first_of_equal_epochs_is_kept(backbone: Backbone) -> None:
+    still, data = {"selection": "few_val", "learning_rate": 1e-12}, hard_data()
+    (tip,) = run(backbone, "tip_adapter_f", [job(data, "tip_adapter_f", epochs=3, **still)])
+    (probe,) = run(backbone, "cross_modal", [job(data, "cross_modal", iterations=202, **still)])
+    assert (tip.extra["epoch"], probe.extra["iteration"]) == (1, 0)
+
+
+def test_an_image_is_right_if_its_class_is_above_all_others(backbone: Backbone) -> None:
+    texts = Texts(torch.eye(3), 1.0)
+    stack = Stack(
+        (job(make_data(), "zs_lp"),), torch.ones(1, 1, 1, 3), torch.zeros(1, 1, dtype=torch.int64), texts
+    )
+    images = torch.tensor([[[1.0, 0, 0], [1.0, 1, 0], [0, 0, 1.0], [1.0, 0, 2]]])
+    judge = Judge(METHODS["zs_lp"], stack, images, torch.tensor([[0, 0, 2, 0]]))
+    assert judge.accuracies({"prototypes": torch.eye(3)[None]}).tolist() == [[50.0]]
+
+
+def test_cross_modal_mixes_texts_in_after_it_has_chosen(backbone: Backbone) -> None:
+    given = {"selection": "few_val", "learning_rate": 0.3, "iterations": 202}
+    jobs = [job(hard_data(), "cross_modal", 4, wise_ft=share, **given) for share in (0.0, 0.9)]
+    plain, mixed = run(backbone, "cross_modal", jobs)
+    assert plain.extra == mixed.extra
+    assert not np.array_equal(plain.scores["animals"].confidence, mixed.scores["animals"].confidence)
+
+
+def test_what_is_searched_and_the_values_of_fixed_are_the_official_ones() -> None:
+    ends = {}
+    for name in ("gda", "proker", "tip_adapter"):
+        searched = METHODS[name].searched(job(make_data(), name).settings)
+        ends |= {(name, key): (some[0], some[1], some[-1], len(some)) for key, some in searched.items()}
+    assert ends == {
+        ("gda", "alpha"): (1e-4, 1e-3, 100, 7),
+        ("proker", "beta"): (0.5, pytest.approx(0.5 + 2.5 / 19), 3, 20),
+        ("proker", "lmbda"): (0.001, pytest.approx(0.112), 1, 10),
+        ("tip_adapter", "beta"): (0.1, pytest.approx(0.1345), pytest.approx(6.9655), 200),
+        ("tip_adapter", "alpha"): (0.1, pytest.approx(0.245), pytest.approx(2.855), 20),
+    }
+    assert METHODS["gda"].values == {"alpha": 1.0}
+    assert METHODS["proker"].values == {"beta": 1.7, "lmbda": 0.1}
+    assert METHODS["tip_adapter"].values == {"beta": 1.0, "alpha": 1.17}
 
 
 def test_official_tip_adapter_f_keeps_the_epoch_with_the_best_test_accuracy(backbone: Backbone) -> None:

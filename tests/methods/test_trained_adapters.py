@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -242,6 +243,34 @@ def test_zs_lp_draws_its_batches_from_all_views(images: int, views: int, expecte
     assert len(seen) > 0.9 * images * views
 
 
+@pytest.mark.parametrize(("keep_short", "expected"), [(True, [5, 5, 2]), (False, [5, 5])])
+def test_batches_have_each_image_once_at_a_view_drawn_from_the_seed(
+    keep_short: bool, expected: list[int]
+) -> None:
+    images, views = 12, 4
+    features = torch.arange(2.0 * images * views).view(2, images, views, 1)
+    labels = torch.arange(2 * images).view(2, images)
+    runs = tuple(replace(job(make_data(), "task_res"), seed=seed) for seed in (1, 2))
+    stack = Stack(runs, features, labels, Texts(torch.ones(3, 1), 1.0))
+    draws = [np.random.default_rng(seed) for seed in (1, 2)]
+    epochs = ImageBatches(stack, features, 18, 5, keep_short=keep_short)
+    assert len(expected) == epochs.steps
+    for batches in epochs:
+        parts = [(part.clone(), of_part) for part, of_part in batches]
+        assert [part.shape[1] for part, _ in parts] == expected
+        drawn, of_images = (torch.cat(some, 1) for some in zip(*parts, strict=True))
+        for run_index, rng in enumerate(draws):
+            rows = rng.permutation(images)
+            places = (rows + run_index * images) * views + rng.integers(views, size=images)
+            assert drawn[run_index, :, 0].tolist() == places[: sum(expected)].tolist()
+            assert of_images[run_index].tolist() == (rows + run_index * images)[: sum(expected)].tolist()
+    assert len(list(epochs)) == 18
+    rates = epochs.coop_rates(torch.tensor([0.1, 0.2]))
+    assert rates.shape == (18 * len(expected), 2)
+    torch.testing.assert_close(rates[: len(expected)], torch.full((len(expected), 2), 1e-5))
+    torch.testing.assert_close(rates[len(expected)], torch.tensor([0.1, 0.2]))
+
+
 def plain_lp_plus_plus(
     images: Tensor,
     labels: Tensor,
@@ -284,7 +313,7 @@ def plain_lp_plus_plus(
 def test_lp_plus_plus_is_gradient_descent_with_step_sizes_from_the_data(
     backbone: Backbone, selection: str, sums: bool
 ) -> None:
-    data = make_data(views=0, seed=3)
+    data = make_data(views=3 if sums else 0, seed=3)
     store: Any = data.store
     for split, features in store._features.items():
         noise = np.random.default_rng(len(split)).normal(size=features.shape)
@@ -293,9 +322,11 @@ def test_lp_plus_plus_is_gradient_descent_with_step_sizes_from_the_data(
     (outcome,) = run(backbone, "lp_plus_plus", [one])
     (images, labels), texts = images_of(data, one), normalize(texts_of(backbone, data), dim=-1)
     bias = np.random.default_rng([one.seed, 1]).uniform(-0.25, 0.25, CLASSES)
+    views = np.random.default_rng(one.seed).integers(images.shape[1], size=len(images))
+    x = normalize(images[np.arange(len(images)), views], dim=-1)
     val, val_labels = (torch.from_numpy(part) for part in data.validation(one.subset))
     states, losses, accuracies = plain_lp_plus_plus(
-        normalize(images[:, 0], dim=-1), labels, texts, bias, normalize(val, dim=-1), val_labels, sums
+        x, labels, texts, bias, normalize(val, dim=-1), val_labels, sums
     )
     np.testing.assert_allclose(outcome.losses, losses, rtol=1e-4)
     kept = EPOCHS - 1
@@ -306,6 +337,18 @@ def test_lp_plus_plus_is_gradient_descent_with_step_sizes_from_the_data(
         assert min(accuracies) < max(accuracies)
     for name, expected in zip(("W", "b", "alpha"), states[kept], strict=True):
         np.testing.assert_allclose(outcome.weights[name], expected, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_lp_plus_plus_starts_alpha_at_the_mean_of_classes_with_images(backbone: Backbone, data: Data) -> None:
+    one = job(data, "lp_plus_plus", SHOTS, epochs=1, selection="fixed")
+    train = one.subset.train[data.dataset.splits["train"].labels[one.subset.train] != 1]
+    one = replace(one, subset=replace(one.subset, train=train))
+    (outcome,) = run(backbone, "lp_plus_plus", [one])
+    (images, labels), texts = images_of(data, one), normalize(texts_of(backbone, data), dim=-1)
+    views = np.random.default_rng(one.seed).integers(3, size=len(images))
+    own = (normalize(images[np.arange(len(images)), views], dim=-1) * texts[labels]).sum(1)
+    mean = torch.stack([own[labels == label].mean() for label in (0, 2)]).mean()
+    np.testing.assert_allclose(outcome.weights["alpha"], np.full(CLASSES, 250 * mean), rtol=1e-5)
 
 
 def test_lp_plus_plus_is_not_tested_on_classes_that_it_has_not_learned(
@@ -427,6 +470,28 @@ def test_an_estimator_learns_what_a_run_learns(
         features, labels, text_features=texts, logit_scale=backbone.logit_scale
     )
     assert (by_texts.predict(data.test[0]) == outcome.scores["animals"].predictions).all()
+
+
+def test_prolips_penalty_is_one_divided_by_the_shots(backbone: Backbone, data: Data) -> None:
+    """Of "all" shots, by the images of a class. A default that is written out is the same run."""
+    jobs = [job(data, "prolip", shots) for shots in (2, 8, "all")]
+    jobs += [job(data, "prolip", 2, lmbda=0.5, learning_rate=1e-5)]
+    keys = [METHODS["prolip"].key_settings(one, backbone) for one in jobs]
+    assert [key["lmbda"] for key in keys] == [1 / 2, 1 / 8, 1 / 6, 1 / 2]
+    assert keys[0] == keys[3]
+
+
+def test_prolip_keeps_the_bias_of_the_projection(data: Data) -> None:
+    rng = np.random.default_rng(0)
+    weight, bias = rng.normal(size=(16, 8)), rng.normal(size=8)
+    projection = SimpleNamespace(weight=torch.tensor(weight), bias=torch.tensor(bias), before_dim=16)
+    backbone = SimpleNamespace(digest="", logit_scale=50.0, image_projection=projection, embed_dim=8)
+    features, labels = data.train(data.subset(SHOTS, 1))
+    texts = rng.normal(size=(CLASSES, 8))
+    fitted = fc.ProLIP(backbone, epochs=2, learning_rate=1e-12).fit(features, labels, text_features=texts)
+    x = torch.from_numpy(data.test[0] @ weight + bias)
+    expected = cosine_logits(50.0, x, torch.from_numpy(texts))
+    np.testing.assert_allclose(fitted.decision_function(data.test[0]), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_prolip_without_a_backbone_adapts_features_from_the_identity(backbone: Backbone, data: Data) -> None:

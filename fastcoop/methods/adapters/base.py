@@ -247,7 +247,7 @@ class Adapter(Method[S]):
             learned = run.weights.items()
             weights = {name: torch.as_tensor(one)[None].to(backbone.device) for name, one in learned}
             rows = known_classes(run.data, data)
-            if data is not run.data and not np.array_equal(rows, np.arange(len(run.data.class_names))):
+            if not np.array_equal(rows, np.arange(len(run.data.class_names))):
                 weights = self.carry(weights, torch.from_numpy(rows).to(backbone.device), texts)
             if type(self).class_weights is Adapter.class_weights:
                 return AdapterClassifier(self, weights, texts)

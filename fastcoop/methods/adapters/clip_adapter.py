@@ -63,7 +63,7 @@ class CLIPAdapterMethod(Adapter[CLIPAdapterSettings]):
         def drawn(out: int, into: int) -> Tensor:
             limit = into**-0.5
             numbers = [rng.uniform(-limit, limit, (out, into)) for rng in draws]
-            return stack.crops.new_tensor(np.stack(numbers))
+            return stack.features.new_tensor(np.stack(numbers))
 
         return {"down": drawn(hidden, dim), "up": drawn(dim, hidden)}
 

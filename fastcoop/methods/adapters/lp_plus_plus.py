@@ -66,7 +66,7 @@ class LPPlusPlusMethod(Adapter[LPPlusPlusSettings]):
         mean = cosines.sum(1) / (stack.counts > 0).sum(1)
         alpha = ALPHA_START * mean[:, None].expand(-1, size)
         b = images.new_tensor(np.stack(drawn))
-        return {"W": stack.class_sums(images), "b": b, "alpha": alpha.clone()}
+        return {"W": stack.class_sums(images), "b": b, "alpha": alpha}
 
     def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
         images, number = one_view(stack), stack.labels.shape[1]

@@ -76,7 +76,7 @@ class ProLIPMethod(Adapter[ProLIPSettings]):
     def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
         settings, texts, runs = stack.settings, stack.texts, stack.runs
         first, bias = projection(stack)
-        factor = stack.crops.new_tensor([penalty(run) for run in runs])
+        factor = stack.features.new_tensor([penalty(run) for run in runs])
 
         def loss(parameters: Weights, images: Tensor, labels: Tensor) -> Tensor:
             found = cross_entropy(self.logits({**parameters, "bias": bias}, images, texts), labels)
@@ -106,14 +106,14 @@ def projection(stack: Stack) -> tuple[Tensor, Tensor]:
     Without a backbone, features as wide as texts are adapted by a square P that starts at the identity: the regularized
     linear adapter of the same paper.
     """
-    width, dim = stack.crops.shape[-1], stack.texts.raw.shape[1]
+    width, dim = stack.features.shape[-1], stack.texts.raw.shape[1]
     given = getattr(stack.backbone, "image_projection", None)
     if given is not None:
         weight, bias = given.weight, given.bias
     else:
         weight, bias = torch.eye(width, dim), None
-    bias = stack.crops.new_zeros(dim) if bias is None else bias
-    return weight.to(stack.crops), bias.to(stack.crops).expand(len(stack), -1)
+    bias = stack.features.new_zeros(dim) if bias is None else bias
+    return weight.to(stack.features), bias.to(stack.features).expand(len(stack), -1)
 
 
 def view_by_view(stack: Stack, epochs: int) -> Iterator[list[Batch]]:

@@ -89,11 +89,6 @@ class Stack:
         return len(self.runs)
 
     @property
-    def crops(self) -> Tensor:
-        """float32 (runs, images, dim), raw features of the test-time crop."""
-        return self.features[:, :, 0]
-
-    @property
     def views(self) -> Tensor:
         """float32 (runs, images, views, dim), raw features of the augmented views, or of the crop if there are none."""
         return self.features[:, :, 1:] if self.features.shape[2] > 1 else self.features

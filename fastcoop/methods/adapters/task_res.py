@@ -60,10 +60,10 @@ class TaskResMethod(Adapter[TaskResSettings]):
     def fit(self, stack: Stack, judge: Judge | None) -> Fitted:
         given, texts = [run.settings.resolved(run) for run in stack.runs], stack.texts
         epochs, batch_size = given[0]["epochs"], given[0]["batch_size"]
-        alpha = stack.crops.new_tensor([one["alpha"] for one in given])
-        rate = stack.crops.new_tensor([one["learning_rate"] for one in given])
+        alpha = stack.features.new_tensor([one["alpha"] for one in given])
+        rate = stack.features.new_tensor([one["learning_rate"] for one in given])
         batches = ImageBatches(stack, normalized(stack.views).mul_(texts.scale), epochs, batch_size)
-        rates, factor = batches.coop_rates(rate), over(alpha, stack.crops)
+        rates, factor = batches.coop_rates(rate), alpha[:, None, None]
 
         def gradient(parameters: Weights, sums: Weights, momentum: float, *batch: Tensor) -> Tensor:
             classes, total, (images, labels) = texts.raw.addcmul(factor, parameters["x"]), sums["x"], batch
