@@ -251,10 +251,12 @@ def test_at_its_start_it_is_zero_shot_clip(
     np.testing.assert_allclose(one.confidence, other.confidence, atol=1e-3)
 
 
-@pytest.mark.parametrize("wise_ft", [0.0, 0.5])
-def test_cross_modal_is_adamw_on_images_and_texts(backbone: Backbone, data: Data, wise_ft: float) -> None:
+@pytest.mark.parametrize(("wise_ft", "sizes"), [(0.0, (2, 2)), (0.5, (3, 2))])
+def test_cross_modal_is_adamw_on_images_and_texts(
+    backbone: Backbone, data: Data, wise_ft: float, sizes: tuple[int, int]
+) -> None:
     rate, decay, iterations = 0.01, 0.1, 160
-    given = {"learning_rate": rate, "weight_decay": decay, "batch_size": 4, "iterations": iterations}
+    given = {"learning_rate": rate, "weight_decay": decay, "batch_size": sum(sizes), "iterations": iterations}
     one = job(data, "cross_modal", 4, selection="fixed", wise_ft=wise_ft, **given)
     (outcome,) = run(backbone, "cross_modal", [one])
     features, labels = data.train(one.subset, "flip")
@@ -264,7 +266,7 @@ def test_cross_modal_is_adamw_on_images_and_texts(backbone: Backbone, data: Data
     W = parameter(T)
     optimizer = torch.optim.AdamW([W], weight_decay=decay)
     step = 0
-    for part in batches(Stack.of(backbone, [one], "flip"), len(x), (2, 2), iterations):
+    for part in batches(Stack.of(backbone, [one], "flip"), len(x), sizes, iterations):
         for (rows,), (texts,) in part:
             rate_now = rate * (1 + np.cos(np.pi * (step - 50) / iterations)) / 2
             if step < 50:
@@ -311,8 +313,10 @@ def test_cross_modal_draws_each_image_once_before_it_draws_one_again(backbone: B
     for run_images in images:
         for passed in (run_images[:4], run_images[4:8], run_images[8:]):  # 24 // 5 batches of a pass
             assert len(set(passed.flatten().tolist())) == 20
-    assert set(texts.flatten().tolist()) == {0, 1, 2}
-    assert not torch.equal(images[0], images[1])
+    for seed, run_images, run_texts in zip((1, 2), images, texts, strict=True):
+        of_images, of_texts = (np.random.default_rng((seed, place)) for place in (0, 1))
+        assert run_images[:4].flatten().tolist() == of_images.permutation(24)[:20].tolist()
+        assert run_texts[:3].flatten().tolist() == of_texts.permutation(3).tolist()
 
 
 def test_cross_modal_tries_the_batches_that_the_data_can_fill(backbone: Backbone) -> None:
@@ -323,6 +327,7 @@ def test_cross_modal_tries_the_batches_that_the_data_can_fill(backbone: Backbone
         for data in (many, make_data())
     ]
     assert sizes == [{8, 32}, {8}]
+    assert {tried["batch_size"] for tried in method.tries(job(make_data(), "cross_modal", 6))} == {8}
     assert len(method.tries(job(many, "cross_modal"))) == 12
     assert len(method.tries(job(many, "cross_modal", learning_rate=0.1, batch_size=4))) == 3
 
@@ -416,6 +421,20 @@ def test_an_image_is_right_if_its_class_is_above_all_others(backbone: Backbone) 
     images = torch.tensor([[[1.0, 0, 0], [1.0, 1, 0], [0, 0, 1.0], [1.0, 0, 2]]])
     judge = Judge(METHODS["zs_lp"], stack, images, torch.tensor([[0, 0, 2, 0]]))
     assert judge.accuracies({"prototypes": torch.eye(3)[None]}).tolist() == [[50.0]]
+
+
+def test_cross_modal_does_not_validate_steps_after_the_last_hundred(backbone: Backbone) -> None:
+    data, settings = (
+        hard_data(),
+        {"learning_rate": 1e3, "weight_decay": 0.0, "batch_size": 4, "iterations": 2},
+    )
+    after = known(backbone, job(data, "cross_modal", 4, selection="fixed", **settings))
+    store: Any = data.store
+    classifier = METHODS["cross_modal"].classifier(backbone, after, data)
+    store._labels["val"] = classifier.logits(unit(store._features["val"][:, 0])).argmax(1)
+    (outcome,) = run(backbone, "cross_modal", [job(data, "cross_modal", 4, selection="full_val", **settings)])
+    assert outcome.extra["iteration"] == 0
+    assert outcome.extra["val_accuracy"] < 100
 
 
 def test_cross_modal_mixes_texts_in_after_it_has_chosen(backbone: Backbone) -> None:

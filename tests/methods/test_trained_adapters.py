@@ -130,17 +130,31 @@ def test_task_res_is_adam_on_residuals(backbone: Backbone, alpha: float, rate: f
 @pytest.mark.parametrize(
     ("dataset", "shots", "expected"),
     [
-        ("oxford_flowers", 1, (1.0, 2e-3, 100)),
+        ("oxford_flowers:base", 1, (1.0, 2e-3, 100)),
         ("imagenet", 16, (0.5, 2e-4, 200)),
+        ("imagenet", "all", (0.5, 2e-4, 200)),
         ("caltech101:base", 4, (0.5, 2e-3, 100)),
     ],
 )
 def test_task_res_has_the_official_settings(
-    backbone: Backbone, dataset: str, shots: int, expected: tuple[float, float, int]
+    backbone: Backbone, dataset: str, shots: int | str, expected: tuple[float, float, int]
 ) -> None:
     one = replace(job(make_data(name=dataset), "task_res", 2), shots=shots)
     key = METHODS["task_res"].key_settings(one, backbone)
     assert (key["alpha"], key["learning_rate"], key["epochs"], key["batch_size"]) == (*expected, 256)
+
+
+def test_clip_adapters_epochs_are_in_its_key_and_its_columns(backbone: Backbone, data: Data) -> None:
+    method, jobs = (
+        METHODS["clip_adapter"],
+        [job(data, "clip_adapter", 4, epochs=one) for one in ("paper", 100)],
+    )
+    paper, written = (method.key_settings(one, backbone) for one in jobs)
+    assert paper == written
+    assert [method.columns(one, backbone) for one in jobs] == [
+        {"selection": "fixed", "epochs": 100, "schedule": schedule}
+        for schedule in ("paper", "quick: 100 epochs")
+    ]
 
 
 @pytest.mark.parametrize("ratio", [0.2, 0.7])
@@ -173,16 +187,22 @@ def test_clip_adapter_is_sgd_on_two_linear_maps(backbone: Backbone, ratio: float
     assert (outcome.scores["animals"].predictions == predicted).all()
 
 
+@pytest.mark.parametrize("absent", [None, 1])  # a class without images has the mean multiplier of the others
 @pytest.mark.parametrize("given", [{}, {"constraint": "fixed"}, {"constraint": "adaptive"}])
-def test_zs_lp_and_clap_are_sgd_on_all_views(backbone: Backbone, given: dict[str, str]) -> None:
+def test_zs_lp_and_clap_are_sgd_on_all_views(
+    backbone: Backbone, given: dict[str, str], absent: int | None
+) -> None:
     name = "clap" if given else "zs_lp"
     data = make_data(views=3)
     one = job(data, name, SHOTS, epochs=EPOCHS, **given)
+    train = one.subset.train[data.dataset.splits["train"].labels[one.subset.train] != absent]
+    one = replace(one, subset=replace(one.subset, train=train))
     (outcome,) = run(backbone, name, [one])
     (images, labels), texts = images_of(data, one), texts_of(backbone, data)
     images, labels = images.flatten(0, 1), labels.repeat_interleave(3)
     right = cosine_logits(backbone.logit_scale, images, texts).softmax(-1)[np.arange(len(labels)), labels]
     alpha = torch.stack([right[labels == label].mean() for label in range(CLASSES)])
+    alpha = alpha.where(~alpha.isnan(), alpha.nanmean())
     prototypes, rho = parameter(texts), torch.zeros(CLASSES)
 
     def loss(epoch: int) -> Tensor:
