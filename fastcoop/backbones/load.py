@@ -291,9 +291,11 @@ def _named_config(name: str, force_quick_gelu: bool | None) -> tuple[str, dict[s
         model, by_name = found
         stated = by_name if force_quick_gelu is None else force_quick_gelu
         return model, open_clip.get_model_config(model), stated
-    if (EMBEDDED_WEIGHTS / f"{name}.safetensors").is_file():
+    embedded = (EMBEDDED_WEIGHTS / f"{name}.safetensors").is_file()
+    if embedded or ":" in name or Path(name).expanduser().exists():
         raise UserError(
-            f'"{name}" is a backbone included in fastcoop, not an open_clip model; use backbone_from_spec("{name}").'
+            f'"{name}" is not the name of an open_clip model. For included backbones, MODEL:TAG, folders and files, '
+            f'use backbone_from_spec("{name}").'
         )
     raise UserError(f'open_clip has no model "{name}".{nearest(_clean(name), open_clip.list_models())}')
 

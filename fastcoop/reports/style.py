@@ -82,12 +82,12 @@ LOOKS = {
     "coop mid csc": Look("CoOp (mid, CSC)", "#56B4E9", "D", "--", 1.5),
     "coop front csc": Look("CoOp (front, CSC)", "#E3B5CF", "X", "--", 1.25),
     # Methods of the field: learned prompts, caches and closed forms, adapters and probes.
-    "kgcoop": Look("KgCoOp", "#E69F00", "^", "-"),
+    "kgcoop": Look("KgCoOp", "#6A3D9A", "v", "-"),
     "prograd": Look("ProGrad", "#CC79A7", "s", "--"),
     "cocoop": Look("CoCoOp", "#882255", "D", "-."),
     "tcp": Look("TCP", "#8C564B", "P", "-"),
     "tip_adapter": Look("Tip-Adapter", "#56B4E9", "o", "--"),
-    "tip_adapter_f": Look("Tip-Adapter-F", "#0072B2", "s", "-"),
+    "tip_adapter_f": Look("Tip-Adapter-F", "#0072B2", "o", "-"),
     "gda": Look("GDA", "#661100", "D", "-."),
     "proker": Look("ProKeR", "#DD4477", "P", "-"),
     "clip_adapter": Look("CLIP-Adapter", "#44AA99", "^", "--"),
@@ -98,7 +98,7 @@ LOOKS = {
     "clap": Look("CLAP", "#AA4499", "d", "-"),
     "prolip": Look("ProLIP", "#009E73", "p", "-."),
     "text_transform": Look("Text transform", "#332288", "<", "-."),
-    "text_bias": Look("Text bias", "#999933", ">", "-."),
+    "text_bias": Look("Text bias", "#999933", "v", "-."),
     "finetune_image_encoder": Look("Fine-tuned image encoder", "#882255", "p", "-."),
 }
 # Looks of other methods and of series with unusual settings. The lengths have no common factor, so that combinations of

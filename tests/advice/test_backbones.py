@@ -35,11 +35,15 @@ def test_a_seed_beside_weights(tmp_path: Path) -> None:
     load_backbone("tiny", folder)
 
 
-@follows('"{}" is a backbone included in fastcoop, not an open_clip model; use backbone_from_spec("{}")')
-def test_an_included_backbone() -> None:
-    with pytest.raises(UserError, match=r'use backbone_from_spec\("demo-resnet"\)'):
-        load_backbone("demo-resnet")
-    assert backbone_from_spec("demo-resnet").name == "demo-resnet"
+@follows('For included backbones, MODEL:TAG, folders and files, use backbone_from_spec("{}")')
+def test_names_of_grid_files_in_python(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "tiny")
+    for name in ("demo-resnet", str(folder)):
+        with pytest.raises(UserError, match=r"use backbone_from_spec\("):
+            load_backbone(name)
+        assert backbone_from_spec(name).name == Path(name).name
+    with pytest.raises(UserError, match=r'use backbone_from_spec\("RN50:openai"\)'):
+        load_backbone("RN50:openai")
 
 
 @follows('The device "{}" cannot be used on this machine; use {}')

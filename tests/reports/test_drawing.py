@@ -53,6 +53,11 @@ def test_methods_without_a_look_have_their_papers_names() -> None:
     assert name_of("coop end", 16) == "CoOp (M=16, end)"
 
 
+def test_no_two_methods_share_color_and_marker():
+    """The figure of training costs has no lines that would tell them apart."""
+    assert len({(one.color, one.marker) for one in LOOKS.values()}) == len(LOOKS)
+
+
 def test_unknown_series_have_different_looks():
     others = [*(f"added_{number}" for number in range(8)), "coop end (learning_rate 0.01)"]
     with drawing(["coop end", *others]):
