@@ -116,11 +116,11 @@ def find_collapsed(runs: pd.DataFrame, group_columns: Sequence[str] = GROUP_COLU
 
     Args:
         runs: a results table.
-        group_columns: columns that are equal for runs that differ in their seed only. Groups of fewer than three are
-            left out.
+        group_columns: columns that are equal for runs that differ in their seed only.
 
     Returns:
-        The rows below their group's median by more than each of the limits above.
+        The rows below their group's median by more than each of the limits above: none of two seeds, whose deviations
+        are equal.
     """
     import pandas as pd
 
@@ -131,7 +131,7 @@ def find_collapsed(runs: pd.DataFrame, group_columns: Sequence[str] = GROUP_COLU
     deviation = 1.4826 * deviations.transform("median")
     relative = MIN_RELATIVE_DROP * (median - pd.to_numeric(runs.chance, errors="coerce").fillna(0.0))
     limit = np.maximum(np.maximum(MIN_DEVIATIONS * deviation, relative), MIN_DROP)
-    return runs[(runs.accuracy < median - limit) & (groups.transform("count") >= 3)]
+    return runs[runs.accuracy < median - limit]
 
 
 def plain_texts(runs: pd.DataFrame) -> list[str]:

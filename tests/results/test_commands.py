@@ -20,7 +20,7 @@ from fastcoop.errors import UserError
 from fastcoop.reports.comparison import compare_results
 from fastcoop.results import calibration_error, load_predictions, load_results, merge_results
 from fastcoop.results.store import open_store
-from fastcoop.results.tables import pair_labels, select_rows
+from fastcoop.results.tables import pair_folders, pair_labels, select_rows
 from fastcoop.sweeps import sweep
 from tests.reports.made_up_results import coop, run
 
@@ -174,6 +174,7 @@ def test_conditions(conditions: list[str], left: list[int]) -> None:
 def test_what_is_no_condition_is_said(condition: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         select_rows(TABLE, [condition])
+    assert select_rows(TABLE.iloc[:0], ["learning_rate=1"]).empty, "no run has any setting"
 
 
 def test_show_tells_all_of_a_run(folder: Path, call: Callable) -> None:
@@ -258,9 +259,68 @@ def test_a_method_that_learns_nothing_is_compared_on_every_dataset(tmp_path: Pat
     again = {**common, "dataset": "sketch", "source": "objects", "method": "zero_shot", "label": "zero"}
     rows.append(run(**again, shots=0, seed=0, accuracy=50.0))
     assert len(pair_labels(pd.DataFrame(rows), "zero", "coop", where=tmp_path)) == 4
+    second = [row | {"label": "other prompt"} for row in rows if row["method"] == "zero_shot"]
+    pairs = pair_labels(pd.DataFrame(rows + second), "zero", "other prompt", where=tmp_path)
+    assert sorted(zip(pairs.dataset, pairs.source, strict=True)) == [
+        ("objects", "objects"), ("sketch", "objects"), ("sketch", "sketch"),
+    ]  # fmt: skip
     rows[-1]["accuracy"] = 48.0  # such as by an earlier prompt of the dataset
     with pytest.raises(UserError, match=r"on sketch \(50\.00% and 48\.00%\).*such as source=sketch"):
         pair_labels(pd.DataFrame(rows), "zero", "coop", where=tmp_path)
+
+
+TESTED = {"backbone": "b", "dataset": "objects", "label": "one", "shots": 16, "features": None}
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "reason"),
+    [
+        ("test", ("a", "b"), "tested on other images or classes of the same name"),
+        ("images", ("a", "b"), "tested on other pictures of the same names"),
+        ("backbone_digest", ("a", "b"), "over other weights of the same name"),
+        ("prompts", ('["a {}"]', '["{}"]'), "tested by other prompts"),
+        ("settings", ('{"recipe": "current"}', '{"recipe": "official-2021"}'), "features of another recipe"),
+    ],
+)
+def test_runs_that_were_tested_otherwise_are_no_pair(
+    column: str, values: tuple[str, str], reason: str, tmp_path: Path
+) -> None:
+    """Unless one of them does not tell, as older results."""
+    one = pd.DataFrame([coop(**TESTED, seed=seed, accuracy=50.0) for seed in (1, 2)]).assign(
+        **{column: values[0]}
+    )
+    other = one.assign(label="two", accuracy=60.0, **{column: values[1]})
+    both = pd.concat([one, other])
+    if column == "prompts":  # two labels may be two prompts
+        assert len(pair_labels(both, "one", "two", tmp_path)) == 2
+    else:
+        with pytest.raises(UserError, match=reason):
+            pair_labels(both, "one", "two", tmp_path)
+    if column != "settings":  # else they are other runs
+        with pytest.raises(UserError, match=reason):
+            pair_folders(one, other)
+        assert len(pair_folders(one, other.assign(**{column: None}))) == 2
+
+
+@pytest.mark.parametrize(
+    ("column", "named"),
+    [
+        ("test", "test"), ("images", "images"), ("prompts", "prompts"), ("backbone_digest", "key"),
+        ("macro_accuracy", "key"),
+    ],
+)  # fmt: skip
+def test_a_run_that_is_there_twice_is_one_unless_its_tests_differ(column: str, named: str) -> None:
+    one = pd.DataFrame([coop(**TESTED, seed=1, accuracy=50.0)]).assign(**{column: "1"})
+    twice = pd.concat([one, one.assign(key="again")])
+    assert len(pair_folders(twice, one)) == 1
+    with pytest.raises(UserError, match=rf"^2 runs of one on objects, 16 shots,.* differ in {named} \("):
+        pair_folders(pd.concat([one, one.assign(key="again", **{column: "2"})]), one)
+
+
+def test_runs_without_an_accuracy_are_no_pair() -> None:
+    one = pd.DataFrame([coop(**TESTED, seed=seed, accuracy=50.0) for seed in (1, 2)])
+    lost = one.assign(accuracy=[50.0, float("nan")])
+    assert pair_folders(one, lost).seed.tolist() == [1]
 
 
 def test_two_folders_are_compared_run_by_run(folder: Path, call: Callable, tmp_path: Path) -> None:

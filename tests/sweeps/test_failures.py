@@ -215,6 +215,9 @@ def test_a_quiet_collapse_is_seen_among_its_sister_seeds() -> None:
         "one fell": [60, 61, 59, 20],
         "two seeds": [60, 1],
         "one image of eight": [62.5, 62.5, 50],
+        "far from chance": [40, 40, 31],
+        "near chance": [14, 14.1, 13.9, 10],
+        "noisy": [60, 55, 65, 35],
     }
     same = {
         "backbone": "b",
@@ -231,7 +234,13 @@ def test_a_quiet_collapse_is_seen_among_its_sister_seeds() -> None:
         for seed, accuracy in enumerate(accuracies)
     ]
     low = find_collapsed(pd.DataFrame(rows))
-    assert [(row.settings, row.accuracy) for row in low.itertuples()] == [("one fell", 20)]
+    assert [(row.settings, row.accuracy) for row in low.itertuples()] == [
+        ("one fell", 20), ("far from chance", 31),
+    ]  # fmt: skip
+    for column in ("backbone", "dataset", "source", "method", "settings", "shots", "test"):
+        seeds = [same | {"settings": "", "seed": seed, "accuracy": 60} for seed in (1, 2, 3)]
+        alone = seeds[0] | {"accuracy": 20, column: 1 if column == "shots" else "other"}
+        assert find_collapsed(pd.DataFrame([*seeds, alone])).empty, f"it differs in {column}"
     assert find_collapsed(pd.DataFrame(rows).iloc[:0]).empty
 
 
