@@ -26,6 +26,8 @@ from tests.methods.test_settings import key
         ("fast", 4, 30),
         ("fast-half", 4, 16),
         ("fast", "all", 37),  # 6 images of each class
+        ("fast", 8, 42),
+        ({"steps": "0.1 sqrt(shots)"}, 1, 1),
         ({"steps": 7}, 4, 7),
         ({"steps": "2.5 sqrt(shots)"}, 2, 4),
     ],

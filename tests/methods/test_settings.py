@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,7 @@ def test_numbers_as_text_are_numbers(name: str, field: str) -> None:
         ("coop", {"epochs": {1: 5, "1": 6}}, "names 1 shots twice"),
         ("coop", {"epochs": {1: f"{LONGEST + 1} steps"}}, "at most 1000000 steps"),
         ("coop", {"batch_size": LARGEST_BATCH + 1}, "less than or equal to 65536"),
+        ("coop", {"learning_rate": 1e-50}, "a number that float32 holds"),
         ("coop", {"class_specific": 2}, "valid boolean"),
         ("coop", {"init": True}, "not yes or no"),
         ("coop", {"prompt": f"[V]x{'9' * 5000} [CLASS]"}, "at most 6 digits"),
@@ -113,6 +115,15 @@ def test_every_method_has_the_same_largest_batch_and_longest_training(field: str
         expand(METHODS[name], {field: most})
         with pytest.raises(UserError, match=f'"{field}" of method {name} cannot be {most + 1}'):
             expand(METHODS[name], {field: most + 1})
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.reads_prompt])
+def test_the_prompt_of_a_dataset_is_in_the_keys_of_methods_that_read_it(
+    name: str, backbone: Backbone, data: Data
+) -> None:
+    other = Data(replace(data.dataset, template="the {}."), data.store, data.views)
+    keys = [METHODS[name].key_settings(job(one, name), backbone) for one in (data, other)]
+    assert keys[0] != keys[1]
 
 
 # For each setting of each method: what else is given, and two values of it.
