@@ -205,10 +205,17 @@ def _by_dataset(side: pd.DataFrame, label: str, columns: list[str]) -> pd.DataFr
 
 
 def _unique(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """Return the rows with an accuracy. Raises UserError where several agree in all ``columns``.
+    """Return the rows with an accuracy, and warn of diverged runs. Raises UserError where several agree in ``columns``.
 
     Of a run that was done twice, such as with a default left out and written out, there is one row.
     """
+    diverged = table.accuracy[table.status != "done"]
+    if len(diverged):
+        tests, averaged = counted(len(diverged), "test"), diverged.notna().sum()
+        log.warning(
+            f"{tests} of diverged runs (a loss was not finite): {averaged} in the means, "
+            f"{len(diverged) - averaged} left out, without an accuracy; --where status=done leaves out all."
+        )
     table = table[table.accuracy.notna()]
     table = table.assign(plain=plain_texts(table)).drop_duplicates(["method", *PLACE, "plain", *SAME_TEST])
     alike, several = columns, table.duplicated(columns, keep=False)

@@ -15,7 +15,7 @@ from fastcoop.methods.adapters.prolip import LEARNING_RATE
 from fastcoop.reports.comparison import compare_results
 from fastcoop.results.records import DATASET_PROMPT
 from fastcoop.results.settings import plain_settings
-from fastcoop.results.tables import pair_folders, pair_labels
+from fastcoop.results.tables import pair_folders, pair_labels, select_rows
 from tests.reports.made_up_results import coop, run
 
 LATER = ("prompt", "select", "val_every", "val_accuracy", "schedule", "pull", "precision")  # settings of CoOp
@@ -175,6 +175,19 @@ def test_runs_without_a_partner_are_counted(caplog: pytest.LogCaptureFixture) ->
     zero = table(label="zero", shots=0)[:1]
     assert len(pair_labels(pd.concat([zero, second]), "zero", "CoOp", "here")) == 3
     assert "Left out: 0 of 1 tests of the first and 3 of 6 of the second, which the other" in caplog.text
+
+
+def test_diverged_runs_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    first, second = table(), table()
+    second.loc[second.seed != 1, "status"] = "diverged"
+    second.loc[second.seed == 3, "accuracy"] = None
+    assert len(pair_folders(first, second)) == 2
+    assert (
+        "2 tests of diverged runs (a loss was not finite): 1 in the means, 1 left out, without" in caplog.text
+    )
+    caplog.clear()
+    assert len(pair_folders(first, select_rows(second, ["status=done"]))) == 1
+    assert "diverged" not in caplog.text
 
 
 def test_a_method_of_ones_own_keeps_its_settings() -> None:
