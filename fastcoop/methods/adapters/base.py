@@ -104,6 +104,8 @@ class Adapter(Method[S]):
         chooses_epoch: Whether runs choose an epoch, so that something is left to choose if all values are given.
         by_class: Names of weights with an axis of classes after that of runs, for `carry`. Classes that a run has not
             learned have the text feature "raw" or "unit" there, or zeros ("").
+        mixes: Whether logits of classes that a run has learned compare with those of others. If not, it has learned no
+            class of a dataset that has others too: one shared class would get all images, or none.
     """
 
     needs_backbone = False
@@ -112,6 +114,7 @@ class Adapter(Method[S]):
     values: ClassVar[Mapping[str, float]] = {}
     chooses_epoch: ClassVar[bool] = False
     by_class: ClassVar[Mapping[str, Literal["raw", "unit", ""]]] = {}
+    mixes: ClassVar[bool] = True
 
     # What an adapter defines.
 
@@ -247,6 +250,8 @@ class Adapter(Method[S]):
             learned = run.weights.items()
             weights = {name: torch.as_tensor(one)[None].to(backbone.device) for name, one in learned}
             rows = known_classes(run.data, data)
+            if not self.mixes and (rows < 0).any():
+                rows.fill(-1)
             if not np.array_equal(rows, np.arange(len(run.data.class_names))):
                 weights = self.carry(weights, torch.from_numpy(rows).to(backbone.device), texts)
             if type(self).class_weights is Adapter.class_weights:

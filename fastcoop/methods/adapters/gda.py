@@ -44,6 +44,7 @@ class GDAMethod(Adapter[GDASettings]):
     kinds = ("tip",)
     Settings = GDASettings
     values: ClassVar = {"alpha": 1.0}
+    mixes = False
 
     def searched(self, settings: GDASettings) -> Mapping[str, Sequence[float]]:
         return {"alpha": ALPHAS}
@@ -80,13 +81,12 @@ class GDAMethod(Adapter[GDASettings]):
         return lambda alpha: zero_shot + over(alpha, found) * found
 
     def carry(self, weights: Weights, rows: Tensor, texts: Texts) -> Weights:
-        """Give classes without images the mean of all classes' W and b, or a Gaussian of "base_to_new"."""
-        new = rows < 0
+        """Give classes of which none was learned W = 0 and b = 0, or Gaussians of "base_to_new"."""
         W, b = (weights[name][:, rows.clamp(min=0)] for name in ("W", "b"))
-        if bool(new.any()):
-            W[:, new], b[:, new] = weights["W"].mean(1, keepdim=True), weights["b"].mean(1, keepdim=True)
+        if bool((rows < 0).any()):
+            W, b = torch.zeros_like(W), torch.zeros_like(b)
             if "support" in weights:
-                W[:, new], b[:, new] = from_texts(texts.unit[new], weights["support"][0])
+                W[0], b[0] = from_texts(texts.unit, weights["support"][0])
         return weights | {"W": W, "b": b}
 
 

@@ -50,6 +50,7 @@ class ProKeRMethod(Adapter[ProKeRSettings]):
     Settings = ProKeRSettings
     values: ClassVar = {"beta": 1.7, "lmbda": 0.1}  # of the official code, for 16 shots of ImageNet
     by_class: ClassVar = {"dual": ""}
+    mixes = False
 
     def searched(self, settings: ProKeRSettings) -> Mapping[str, Sequence[float]]:
         return {

@@ -53,6 +53,7 @@ class TipAdapterMethod(Adapter[TipSettings]):
     kinds = ("tip",)
     Settings = TipSettings
     values: ClassVar = {"beta": 1.0, "alpha": 1.17}  # as in the official configuration of ImageNet
+    mixes = False
 
     def searched(self, settings: TipSettings) -> Mapping[str, Sequence[float]]:
         def numbers(largest: float, steps: int) -> list[float]:
@@ -81,7 +82,7 @@ class TipAdapterMethod(Adapter[TipSettings]):
         return lambda alpha, beta: zero_shot.addcmul(over(alpha, zero_shot), cached(beta))
 
     def carry(self, weights: Weights, rows: Tensor, texts: Texts) -> Weights:
-        """Keep the keys of classes that the dataset has. Its other classes have none: they are zero-shot."""
+        """Keep the keys of the classes that the dataset has; none if it has others."""
         labels, known = weights["labels"][0], rows >= 0
         places = labels.new_full((1 + int(labels.max().clamp(min=int(rows.max()))),), -1)
         places[rows[known]] = known.nonzero()[:, 0]
