@@ -15,9 +15,7 @@ from fastcoop import escape
 from fastcoop.files import atomic_write
 
 DASH = "–"
-TEST_LABELS = (
-    "TEST LABELS"  # in the names or cells of rows whose values were chosen on them; such rows are not ranked
-)
+TEST_LABELS = "TEST LABELS"  # in names or cells of rows that were chosen on them, which are not ranked
 LAST_LATIN = 0x17F  # the last character that pdfLaTeX can set without packages; vocabularies have others
 
 
