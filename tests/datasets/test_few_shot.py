@@ -89,6 +89,8 @@ def test_all_of_the_data(folder):
 
 def test_small_classes_are_used_whole_and_named_once(folder, caplog):
     dataset = load_dataset(folder)
+    few_shot(dataset, 3, 1)
+    assert not caplog.text, "no class has fewer"
     for seed in (1, 2):
         subset = few_shot(dataset, 4, seed)
         assert np.bincount(dataset.splits["train"].labels[subset.train]).tolist() == [4, 4, 3]
@@ -330,6 +332,19 @@ def test_a_damaged_line_of_jsonl_is_named(folder):
         few_shot(dataset, 2, 1)
     path.unlink()
     assert drawn(dataset, few_shot(dataset, 2, 1)) == expected
+
+
+def test_validation_images_that_a_file_lacks_are_drawn_from_the_seed(folder):
+    dataset = load_dataset(folder)
+    train, val = write_draw(dataset, 6, 2, dataset.fewshot_dir)
+    kept = drawn(dataset, few_shot(dataset, 6, 2))[0]
+    val.unlink()
+    labels, rng = dataset.splits["val"].labels, random.Random(2)
+    groups = [np.flatnonzero(labels == label).tolist() for label in (0, 1, 2)]
+    expected = [row for group in groups for row in (rng.sample(group, 4) if len(group) >= 4 else group)]
+    subset = few_shot(dataset, 6, 2)
+    assert (drawn(dataset, subset)[0], subset.val.tolist()) == (kept, expected)
+    assert train.exists()
 
 
 def test_a_draw_replaces_no_other_file(folder, tmp_path):

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from fastcoop.datasets import few_shot, load_dataset
+from fastcoop.datasets import few_shot, load_dataset, write_draw
 from fastcoop.errors import UserError
 
 NAMES = ("ant", "bee", "cat", "dog", "eel")
@@ -50,6 +50,18 @@ def test_subsets_of_a_half_are_those_of_the_whole_within_it(tmp_path, put, shots
     for name, rows, kept in (("train", drawn.train, within.train), ("val", drawn.val, within.val)):
         assert pairs(part.splits[name], kept) == officially(pairs(whole.splits[name], rows), "new")
     assert {label for _, label in pairs(part.splits["train"], within.train)} == {0, 1}
+
+
+def test_a_half_reads_the_subset_file_of_the_whole_unless_it_is_left_unread(tmp_path, put):
+    write_pictures(tmp_path / "animals", put)
+    whole, part = load_dataset("animals", tmp_path), load_dataset("animals:new", tmp_path)
+    expected = few_shot(part, 2, 1)
+    for path in write_draw(whole, 2, 4, whole.fewshot_dir):
+        path.rename(path.with_name(path.name.replace("seed_4", "seed_1")))
+    assert (
+        few_shot(part, 2, 1).train.tolist() == few_shot(part, 2, 4).train.tolist() != expected.train.tolist()
+    )
+    assert few_shot(part, 2, 1, read=False).train.tolist() == expected.train.tolist()
 
 
 def test_a_half_of_too_few_classes_is_refused(tmp_path, put):
