@@ -59,6 +59,7 @@ class Backbone:
         quick_gelu: Whether the towers use OpenAI's QuickGELU.
         trained_tokens: bool (vocabulary,), the token embeddings that were trained; None: all.
         files: The files that it was read from.
+        spec: What `backbone_from_spec` loaded it by, a path as an absolute one; its name where that did not load it.
     """
 
     name: str
@@ -70,6 +71,10 @@ class Backbone:
     quick_gelu: bool
     trained_tokens: Tensor | None = None
     files: tuple[Path, ...] = ()
+    spec: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "spec", self.spec or self.name)
 
     def __repr__(self) -> str:  # short, since an estimator shows it among its parameters
         return f"Backbone({self.name!r})"

@@ -9,7 +9,7 @@ import re
 import tempfile
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +90,12 @@ def backbone_from_spec(
     """
     if isinstance(spec, Backbone):
         return spec
-    load = functools.partial(load_backbone, device=device, dtype=dtype)
     path, spec = Path(spec).expanduser(), str(spec)
+
+    def load(name: str, pretrained: str | Path | None = None) -> Backbone:
+        place = str(path.resolve()) if pretrained == path else str(spec)
+        return replace(load_backbone(name, pretrained, device=device, dtype=dtype), spec=place)
+
     embedded = EMBEDDED_WEIGHTS / f"{spec}.safetensors"
     if spec.startswith(HUB_PREFIX):
         return load(spec)

@@ -50,7 +50,7 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
 
     Parameters:
         backbone: A `Backbone`, or its name or folder as in a grid file. It encodes prompts, and images where X are
-            images. It is shared by clones. A pickle holds its name, by which it is loaded again when needed.
+            images. It is shared by clones. A pickle holds its name or path, by which it is loaded again when needed.
         seed: Seed of everything random, of methods that learn.
 
     Attributes:
@@ -357,7 +357,7 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
     def __getstate__(self) -> dict[str, Any]:
         state = dict(super().__getstate__())
         if hasattr(self.backbone, "digest"):
-            state |= {"backbone": self.backbone.name, "_backbone_digest": self.backbone.digest}
+            state |= {"backbone": self.backbone.spec, "_backbone_digest": self.backbone.digest}
         return state
 
 

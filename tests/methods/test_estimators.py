@@ -177,9 +177,11 @@ def test_a_pickle_has_no_weights_and_finds_its_backbone(data: Data, tmp_path: Pa
     assert len(pickled) < 20_000
     again = pickle.loads(pickled)
     assert (again.predict(data.test[0]) == fitted.predict(data.test[0])).all()
-    assert again.backbone == "tiny"
+    assert again.backbone == str(folder.resolve())
     image = Image.new("RGB", (16, 16), COLOURS["green"])
-    with pytest.raises(UserError, match='no backbone "tiny"'):
+    assert (again.predict([image]) == fitted.predict([image])).all()
+    folder = folder.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="There is no backbone"):
         again.predict([image])
     again.backbone = "demo-vit"
     with pytest.raises(UserError, match="pass the backbone by set_params"):
