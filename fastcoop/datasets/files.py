@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from fastcoop.errors import UserError, abbreviate, nearest
+from fastcoop.errors import UserError, abbreviate
 from fastcoop.files import reading
 
 # The same on every machine, since which files are images decides how a folder is split at random.
@@ -44,8 +44,10 @@ def read_csv(
                 if found.count(column) > 1:
                     raise UserError(f'{path} line 1 names the column "{column}" twice; rename one of them.')
                 if column in required and column not in found:
-                    known = nearest(column, found)
-                    raise UserError(f'{path} line 1: expected {form}; there is no "{column}".{known}')
+                    raise UserError(
+                        f"{path} line 1: expected {form}; got {abbreviate(found, 8)}. "
+                        f'Name one of its columns "{column}".'
+                    )
             for row in reader:
                 line = f"{path} line {reader.line_num}"
                 if None in row or None in row.values():

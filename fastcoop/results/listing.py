@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,8 @@ SHOWN_ONCE = ("backbone", "dataset", "status")
 def list_runs(folder: str | Path, conditions: Sequence[str] = ()) -> pd.DataFrame:
     """Return the runs that meet all conditions (see `select_rows`), with those that failed or were tested on nothing.
 
-    A row per run and dataset that it was tested on, sorted by ``SORTED_BY``; columns as ``COLUMNS``.
+    A row per run and dataset that it was tested on, sorted by ``SORTED_BY``; columns as ``COLUMNS``, and the settings
+    in which runs of one label, shots and seed differ.
     """
     import pandas as pd
 
@@ -43,7 +45,11 @@ def list_runs(folder: str | Path, conditions: Sequence[str] = ()) -> pd.DataFram
 
     by = [name for name in SORTED_BY if name in table]
     table = select_rows(table, conditions).sort_values(by, key=sort_key, kind="stable", ignore_index=True)
-    return table[[name for name in COLUMNS if name in table]]
+    given = [{name: str(value) for name, value in json.loads(text).items()} for text in table.settings]
+    settings = pd.DataFrame(given, index=table.index).fillna("-")
+    values = settings.groupby([table[name].astype(str) for name in [*by, "source"]]).nunique()
+    differ = settings.loc[:, (values > 1).any()]
+    return table[[name for name in COLUMNS if name in table]].assign(**differ)
 
 
 def list_lines(table: pd.DataFrame) -> Iterator[str]:

@@ -139,7 +139,7 @@ def test_files_that_cannot_be_used_are_one_sentence(birds: Path) -> None:
     assert refused(birds, (first, ""), (second, "y")) == "FILE line 2 has an empty name."
     path = birds.parent / "names.csv"
     for content, part in (
-        ("folder,name\n", 'there is no "class"'),
+        ("folder,name\n", 'got folder, name. Name one of its columns "class".'),
         ("class,name\na,b,c\n", "line 2 does not have the 2 columns of line 1"),
         ("class,name,name\n", 'line 1 names the column "name" twice'),
         ('class,name\n"a', "line 2 is not valid CSV"),

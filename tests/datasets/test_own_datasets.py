@@ -237,9 +237,9 @@ def test_bad_split_files(tmp_path, put, content, expected):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("file,class\n", 'no "path"'),
+        ("file,class\n", 'Name one of its columns "path"'),
         ("path;class\n", "separated by commas"),
-        ("path,clas\n", 'Did you mean "clas"?'),
+        ("path,clas\n", 'got path, clas. Name one of its columns "class".'),
         ("path,class\n1.jpg,a\n2.jpg\n", "line 3 does not have the 2 columns"),
         ("path,class\n1.jpg,a,train\n", "line 2 does not have the 2 columns"),
         ("path,class\n1.jpg,\n", "line 2 has an empty class"),

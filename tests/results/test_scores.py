@@ -25,6 +25,7 @@ from fastcoop.features import cache_features
 from fastcoop.methods import METHODS, Method, MethodSettings, Outcome, score
 from fastcoop.reports import report
 from fastcoop.results import load_contexts, load_failures, load_predictions, load_results, merge_results
+from fastcoop.results.listing import list_runs
 from fastcoop.results.read import load_run
 from fastcoop.results.schema import VERSION
 from fastcoop.results.tables import pair_folders, pair_labels
@@ -341,6 +342,7 @@ def test_runs_over_other_features_are_never_averaged_as_seeds(
         small | {"views": 8, "seeds": 1, "recipe": "official-2021"},
         **folders | {"cache": tmp_path / "cache-2"},
     )
+    assert set(list_runs(folders["results"]).recipe) == {"-", "official-2021"}
     with pytest.raises(UserError, match="differ in recipe"):
         pair_labels(load_results(folders["results"]), table.label[0], table.label[0], "here")
 
