@@ -8,11 +8,13 @@ import pickle
 import random
 import sys
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from fastcoop.datasets import few_shot, load_dataset, write_draw
+from fastcoop.datasets.fewshot import validation_images
 from fastcoop.errors import UserError
 from tests.advice import follows
 
@@ -345,6 +347,23 @@ def test_validation_images_that_a_file_lacks_are_drawn_from_the_seed(folder):
     subset = few_shot(dataset, 6, 2)
     assert (drawn(dataset, subset)[0], subset.val.tolist()) == (kept, expected)
     assert train.exists()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_as_many_validation_images_as_shots_are_a_draw_of_their_own(folder, seed):
+    dataset, none = load_dataset(folder), np.zeros(0, np.int64)
+    labels, rng = dataset.splits["val"].labels, random.Random(f"validation {seed}")
+    groups = [np.flatnonzero(labels == label).tolist() for label in (0, 1, 2)]
+    expected = [row for group in groups for row in (rng.sample(group, 5) if len(group) >= 5 else group)]
+    assert validation_images(dataset, none, 5, seed).tolist() == expected
+    assert validation_images(dataset, none, "all", seed).tolist() == list(range(14))
+    train = dataset.splits["train"]
+    shared = replace(
+        train, paths=(*train.paths[:-1], dataset.splits["val"].paths[0])
+    )  # as in ImageNet's files
+    dataset = replace(dataset, splits={**dataset.splits, "train": shared})
+    learned = np.array([0, len(shared) - 1])
+    assert validation_images(dataset, learned, "all", seed).tolist() == list(range(1, 14))
 
 
 def test_a_draw_replaces_no_other_file(folder, tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fastcoop.datasets import few_shot, load_dataset, write_draw
+from fastcoop.datasets.fewshot import validation_images
 from fastcoop.errors import UserError
 
 NAMES = ("ant", "bee", "cat", "dog", "eel")
@@ -50,6 +51,14 @@ def test_subsets_of_a_half_are_those_of_the_whole_within_it(tmp_path, put, shots
     for name, rows, kept in (("train", drawn.train, within.train), ("val", drawn.val, within.val)):
         assert pairs(part.splits[name], kept) == officially(pairs(whole.splits[name], rows), "new")
     assert {label for _, label in pairs(part.splits["train"], within.train)} == {0, 1}
+
+
+def test_validation_images_of_a_half_are_those_of_the_whole_within_it(tmp_path, put):
+    write_pictures(tmp_path / "animals", put)
+    whole, part = load_dataset("animals", tmp_path), load_dataset("animals:new", tmp_path)
+    drawn, within = (validation_images(one, np.zeros(0, np.int64), 5, 1) for one in (whole, part))
+    assert pairs(part.splits["val"], within) == officially(pairs(whole.splits["val"], drawn), "new")
+    assert len(within) == 10
 
 
 def test_a_half_reads_the_subset_file_of_the_whole_unless_it_is_left_unread(tmp_path, put):
