@@ -26,7 +26,8 @@ def compare(folder: Path, method: str) -> Iterator[Row]:
     official.stub("datasets.imagenet_templates", IMAGENET_TEMPLATES=[], IMAGENET_TEMPLATES_SELECT=[])
     trainers = official.load("adapters", folder / "CLAP/trainers/adapters.py")
     for classes, dim, views, shots, seed, size, epochs, rate in (
-        (17, 72, 6, 7, 3, 48, 70, 0.05), (8, 130, 8, 16, 4, 256, 120, 0.1), (25, 60, 5, 1, 5, 256, 300, 0.1)
+        (17, 72, 6, 7, 3, 48, 70, 0.05), (8, 130, 8, 16, 4, 256, 120, 0.1), (25, 60, 5, 1, 5, 256, 300, 0.1),
+        (100, 512, 5, 1, 6, 256, 300, 0.1),
     ):  # fmt: skip
         data, backbone = world.made_up(classes, dim, views, seed), world.scale_alone(dim, world.ROUNDED_SCALE)
         for variant, constraint in VARIANTS[method]:

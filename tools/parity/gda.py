@@ -38,7 +38,7 @@ def compare(folder: Path, method: str) -> Iterator[Row]:
             alpha, logits = run_official(few, run)
             yield same("alpha", [float(found.weights["alpha"])], [alpha])
             yield Row("logits", relative(world.logits_of(backbone, run, found), logits[-1]), CLOSED_FORM)
-    for classes, views, shots, seed in ((24, 10, 8, 3), (40, 4, 16, 4), (16, 4, 5, 5)):
+    for classes, views, shots, seed in ((24, 10, 8, 3), (40, 4, 16, 4), (16, 4, 5, 5), (37, 1, 16, 6)):
         data, backbone = world.made_up(classes, DIM, views, seed), world.scale_alone(DIM)
         new = world.made_up([f"new {number}" for number in range(11)], DIM, views, seed + 50, name="new")
         given = {"selection": "full_val", "variant": "base_to_new"}

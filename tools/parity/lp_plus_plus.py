@@ -27,6 +27,7 @@ def compare(folder: Path, method: str) -> Iterator[Row]:
         (17, 72, 6, 7, 3, 300),
         (9, 200, 3, 2, 4, 300),
         (14, 48, 8, 16, 5, 137),
+        (100, 512, 1, 1, 6, 300),
     ):
         data, backbone = world.made_up(classes, dim, views, seed), world.scale_alone(dim)
         every = {

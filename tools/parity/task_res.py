@@ -19,7 +19,8 @@ def compare(folder: Path, method: str) -> Iterator[Row]:
     official.stub("trainers.imagenet_templates", IMAGENET_TEMPLATES=[], IMAGENET_TEMPLATES_SELECT=[])
     trainers = official.load("trainers.taskres", folder / "TaskRes/trainers/taskres.py")
     for classes, dim, views, shots, seed, size, epochs, rate, alpha in (
-        (17, 72, 5, 7, 3, 24, 45, 4e-3, 0.8), (9, 160, 2, 16, 4, 256, 200, 2e-3, 0.5)
+        (17, 72, 5, 7, 3, 24, 45, 4e-3, 0.8), (9, 160, 2, 16, 4, 256, 200, 2e-3, 0.5),
+        (100, 512, 5, 16, 5, 256, 50, 2e-3, 0.5),
     ):  # fmt: skip
         data, backbone = world.made_up(classes, dim, views, seed), world.scale_alone(dim, world.ROUNDED_SCALE)
         given = {"epochs": epochs, "batch_size": size, "learning_rate": rate, "alpha": alpha}
