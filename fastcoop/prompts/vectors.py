@@ -72,14 +72,14 @@ class Nearest:
 
 
 def nearest_words(
-    backbone: Backbone, vectors: Tensor, k: int = 1, trained_only: bool = True,
+    backbone: Backbone, vectors: Tensor | np.ndarray, k: int = 1, trained_only: bool = True,
     metric: Metric = "euclidean", latin_only: bool = False,
 ) -> Nearest:  # fmt: skip
     """Return the nearest tokens of the vocabulary to each vector. Special tokens are left out.
 
     Args:
         backbone: Its token embeddings are searched.
-        vectors: (n, width), finite.
+        vectors: (n, width), finite, such as the ``contexts_`` of a `CoOpClassifier`.
         k: Tokens per vector; fewer where the vocabulary has fewer.
         trained_only: Leave out tokens that never occurred in the backbone's training, where they are known.
         metric: "euclidean", or "cosine" for 1 minus the cosine.
@@ -91,7 +91,7 @@ def nearest_words(
     k = whole_number(k, "the number of nearest words", 1)
     if metric not in get_args(Metric):
         raise UserError(f'Expected the metric "euclidean" or "cosine", got {shortened(metric)}.')
-    width = backbone.text.width
+    vectors, width = torch.as_tensor(vectors), backbone.text.width
     if vectors.ndim != 2 or vectors.shape[1] != width or not bool(torch.isfinite(vectors).all()):
         raise UserError(
             f"Expected finite vectors of shape (n, {width}), got {tuple(vectors.shape)}, "
