@@ -57,24 +57,31 @@ def test_tip_adapter_is_a_cache_of_mean_views(
     np.testing.assert_allclose(logits_of(backbone, one, data), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_tip_adapter_f_is_adamw_on_the_keys(backbone: Backbone) -> None:
+@pytest.mark.parametrize(("batch_size", "steps"), [(256, 1), (8, 2)])
+def test_tip_adapter_f_is_adamw_on_the_keys(backbone: Backbone, batch_size: int, steps: int) -> None:
+    """The last, short batch of an epoch is a step, too."""
     data, epochs, rate = make_data(views=0), 15, 0.01
-    one = job(data, "tip_adapter_f", 4, selection="fixed", epochs=epochs, learning_rate=rate)
+    given = {"selection": "fixed", "epochs": epochs, "learning_rate": rate, "batch_size": batch_size}
+    one = job(data, "tip_adapter_f", 4, **given)
     (outcome,) = run(backbone, "tip_adapter_f", [one])
     views, labels, texts, _ = arrays(backbone, one)
     x, T = torch.from_numpy(unit(views[:, 0])).float(), torch.from_numpy(texts).float()
     targets, onehot = torch.from_numpy(labels), torch.eye(CLASSES)[labels]
-    keys, losses = parameter(x), []
+    keys, losses, rng = parameter(x), [], np.random.default_rng(one.seed)
     optimizer = torch.optim.AdamW([keys], lr=rate, eps=1e-4)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-    for _ in range(epochs):  # a batch has all images
-        logits = backbone.logit_scale * x @ T.T + 1.17 * torch.exp(x @ keys.T - 1) @ onehot
-        loss = cross_entropy(logits, targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
+    for _ in range(epochs):
+        order, of_epoch = torch.from_numpy(rng.permutation(len(x))), []
+        rng.integers(1, size=len(x))  # views
+        for rows in order.split(batch_size):
+            logits = backbone.logit_scale * x[rows] @ T.T + 1.17 * torch.exp(x[rows] @ keys.T - 1) @ onehot
+            loss = cross_entropy(logits, targets[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            of_epoch.append(loss.item())
+        losses.append(np.mean(of_epoch))
     assert_moved_alike(outcome.weights["keys"], keys, x)
     np.testing.assert_allclose(outcome.losses, losses, rtol=1e-4)
 
