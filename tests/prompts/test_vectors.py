@@ -44,9 +44,7 @@ def test_nearest_words_are_those_of_the_full_distance_matrix(backbone):
     torch.testing.assert_close(found.distances.double(), expected, rtol=1e-4, atol=1e-6)
     assert found.words[0][0] == "a"
     assert found.words[1][0] == "dog"
-    assert (
-        nearest_words(backbone, vectors.numpy(), k=4).words == found.words
-    )  # such as an estimator's contexts_
+    assert nearest_words(backbone, vectors.numpy(), k=4).words == found.words
 
 
 def test_the_distance_of_a_random_vector_depends_on_no_other_vector(backbone):
