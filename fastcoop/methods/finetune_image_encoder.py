@@ -90,8 +90,7 @@ class FinetuneImageEncoderMethod(ScheduledMethod[FinetuneSettings]):
         for data in run.tests:
             rows = data.readable("test", np.arange(len(data.dataset.splits["test"])))
             scores[data.name] = score(_logits(backbone, tower, data, "test", rows), data.test[1])
-        if len(run.subset.val):
-            rows = run.data.readable("val", run.subset.val)
+        if len(rows := run.data.readable("val", run.subset.val)):
             logits = _logits(backbone, tower, run.data, "val", rows)
             on_validation = float(accuracy(logits, run.data.dataset.splits["val"].labels[rows]))
             if np.isfinite(on_validation):

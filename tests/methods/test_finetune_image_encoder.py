@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,20 @@ def test_images_that_change_during_a_run_are_refused(tmp_path: Path, monkeypatch
     assert f"{picture.name} changed after its features" in error
     assert sweep(grid, **places, jobs=1).finished == 1
     assert (load_results(places["results"]).status == "done").all()
+
+
+def test_a_run_is_kept_where_no_validation_image_can_be_read(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data" / "colours", train=2, val=1, test=2)
+    for picture in (data / "val").rglob("*.png"):
+        picture.write_bytes(b"no picture")
+    grid = {
+        "backbones": str(write_backbone(tmp_path / "tiny")), "datasets": "colours", "shots": 1, "seeds": 1, "views": 0,
+        "methods": {"finetune_image_encoder": {"epochs": 1}},
+    }  # fmt: skip
+    places = {"data_root": tmp_path / "data", "cache": tmp_path / "cache", "results": tmp_path / "results"}
+    summary = sweep(grid, **places, jobs=1, skip_unreadable=True)
+    assert (summary.finished, summary.failed) == (1, {})
+    assert "val_accuracy" not in json.loads(load_results(places["results"]).extra[0])
 
 
 def test_a_sweep_says_what_reading_images_costs(data: Data) -> None:
