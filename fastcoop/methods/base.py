@@ -254,11 +254,18 @@ class Method(Generic[S]):
         ``run.model`` is the backbone, whose weights may not be loaded yet: use its sizes and its tokenizer.
         """
         choice = None if run.has_learned else self.validation_choice(run.settings)
-        if choice and not (run.subset and len(run.subset.val)):
+        if choice:
             what, instead = choice
-            raise UserError(
-                f"{run.data.name} has no validation images, which choose {what}; give it a val split, or {instead}."
-            )
+            drawn = run.subset.val if run.subset else None
+            if drawn is None or not len(drawn):
+                raise UserError(
+                    f"{run.data.name} has no validation images, which choose {what}; give it a val split, or {instead}."
+                )
+            if not len(run.data.readable("val", drawn)):
+                raise UserError(
+                    f"None of the validation images of {run.data.name} that {run.shots} shots and seed {run.seed} draw "
+                    f"could be read, which choose {what}; repair them and run `fastcoop cache-features`, or {instead}."
+                )
         if self.is_class_specific(run.settings):
             for target in run.targets:
                 matching_classes(run.data, target)

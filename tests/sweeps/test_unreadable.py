@@ -11,6 +11,7 @@ import pytest
 
 from fastcoop.cli import main
 from fastcoop.results import load_results
+from tests.advice import follows
 
 
 @pytest.fixture
@@ -74,3 +75,45 @@ def test_an_image_is_repaired(tmp_path: Path, places: list[str], capsys: pytest.
     (folder / "0.png").write_bytes(whole)
     assert run(capsys, *sweep)[0] == 0
     assert load_results(tmp_path / "results").train_images.item() == 16
+
+
+@follows("could be read, which choose {}; repair them and run `fastcoop cache-features`, or {}")
+def test_nothing_is_chosen_on_no_images(
+    world: Path, tmp_path: Path, places: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A choice among equals of no accuracy would take the first."""
+    pictures = sorted((tmp_path / "data" / "colours" / "val").rglob("*.png"))
+    whole = [picture.read_bytes() for picture in pictures]
+    for picture in pictures:
+        picture.write_bytes(b"no picture")
+    sweep = [
+        "sweep",
+        str(tmp_path / "g.yaml"),
+        *places,
+        "--results",
+        str(tmp_path / "results"),
+        "--jobs",
+        "1",
+    ]
+    choosing, without = ("--set", "methods=gda"), ("--set", "methods={gda: {selection: fixed}}")
+    code, said = run(capsys, *sweep, "--skip-unreadable", *choosing)
+    assert code == 2
+    drawn = "None of the validation images of colours that 4 shots and seed 1 draw could be read"
+    assert f"{drawn}, which choose the values of gda; repair them and run" in said
+    assert run(capsys, *sweep, *without)[0] == 0
+    for picture, content in zip(pictures, whole, strict=True):
+        picture.write_bytes(content)
+    cache = [
+        "cache-features",
+        "colours",
+        *places,
+        "--backbone",
+        str(world / "tiny"),
+        "--shots",
+        "4",
+        "--seeds",
+        "1",
+    ]
+    assert run(capsys, *cache, "--views", "1")[0] == 0
+    code, said = run(capsys, *sweep, *choosing)
+    assert code == 0, said
