@@ -431,6 +431,17 @@ def test_prolip_chooses_the_first_best_of_49(backbone: Backbone) -> None:
     assert outcome.extra["val_accuracy"] == pytest.approx(found[best])
 
 
+def test_prolip_chooses_and_is_tested_on_features_before_the_projection(
+    backbone: Backbone, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store: Any = data.store
+    read, split = [], store.split
+    monkeypatch.setattr(store, "split", lambda *given: read.append(given) or split(*given))
+    run(backbone, "prolip", [job(data, "prolip", epochs=1, selection="few_val")])
+    assert [given for given in read if given[0] == "val"] == [("val", "pre")]
+    assert ("test", "pre") in read
+
+
 def test_prolip_keeps_no_learning_rate_that_diverged(
     backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
