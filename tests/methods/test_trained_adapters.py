@@ -87,6 +87,16 @@ def test_the_gradient_of_the_softmax_is_that_of_autograd(spread: float) -> None:
     np.testing.assert_allclose(found / 7, logits.grad, atol=1e-7)
 
 
+def test_the_loss_of_an_image_that_is_surely_right_keeps_its_digits() -> None:
+    logits, labels = torch.tensor([[[0.0], [-16.0], [-17.0]]]), torch.tensor([[0]])
+    exact = logits.double().requires_grad_()
+    loss = cross_entropy(exact, labels)
+    loss.backward()
+    # In float32, the class's probability is 1.
+    np.testing.assert_allclose(softmax_gradient(logits, labels), [loss.item()], rtol=1e-6)
+    np.testing.assert_allclose(logits, exact.grad, rtol=1e-6)
+
+
 def test_the_loss_of_an_epoch_is_the_mean_over_its_steps() -> None:
     given = torch.tensor([[1.0, 2.0, 6.0, 5.0], [0.0, 4.0, 8.0, 2.0]])
     epochs = [[(given[:, 0],)], [(given[:, 1],), (given[:, 2],), (given[:, 3],)]]
@@ -300,13 +310,13 @@ def plain_lp_plus_plus(
     val_labels: Tensor,
     sums: bool,
 ) -> tuple[list[tuple[Tensor, Tensor, Tensor]], list[float], list[float]]:
-    """W, b and alpha after each epoch, the losses, and the validation accuracies."""
-    onehot = torch.nn.functional.one_hot(labels, CLASSES).float()
-    W, b = parameter(onehot.T @ images), parameter(bias)
+    """W, b and alpha after each epoch, the losses, and the validation accuracies, in float64."""
+    images, texts, val = images.double(), texts.double(), val.double()
+    onehot = torch.nn.functional.one_hot(labels, CLASSES).double()
+    W, b = (onehot.T @ images).requires_grad_(), torch.from_numpy(bias).requires_grad_()
     own = (images * texts[labels]).sum(1)
-    alpha = parameter(
-        250 * torch.stack([own[labels == c].mean() for c in range(CLASSES)]).mean().expand(CLASSES)
-    )
+    mean = torch.stack([own[labels == c].mean() for c in range(CLASSES)]).mean()
+    alpha = (250 * mean.expand(CLASSES)).clone().requires_grad_()
     rate = 4 * len(images) / torch.linalg.eigvalsh(images.T @ images)[-1]
     alpha_rate = len(images) / (4 * (images @ texts.T).square().sum(0).max())
     optimizer = torch.optim.SGD([W, b], lr=float(rate), momentum=0.9)

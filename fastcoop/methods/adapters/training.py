@@ -178,9 +178,12 @@ def softmax_gradient(logits: Tensor, labels: Tensor) -> Tensor:
     """
     target = labels[:, None]
     own = logits.sub_(logits.amax(1, keepdim=True)).gather(1, target)
-    totals = logits.exp_().sum(1, keepdim=True)
-    logits.div_(totals).scatter_(1, target, -1.0, reduce="add")
-    return totals.log_().sub_(own).mean((1, 2))
+    others = logits.exp_().scatter_(1, target, 0.0).sum(1, keepdim=True)
+    losses = F.softplus(others.log() - own).mean((1, 2))
+    # Where an image is surely right, its class's probability minus 1, and its logarithm, would have no digits left.
+    totals = own.exp_().add_(others)
+    logits.scatter_(1, target, others.neg_()).div_(totals)
+    return losses
 
 
 def cosine_cross_entropy(
