@@ -177,7 +177,11 @@ def test_a_split_file_that_is_not_json(tmp_path: Path) -> None:
     load_dataset(tmp_path)
 
 
-@follows("lists {}, as line {} does; list each image once", 'names the column "{}" twice; rename one of them')
+@follows(
+    "lists {}, as line {} does; list each image once",
+    'names the column "{}" twice; rename one of them',
+    'Name one of its columns "{}"',
+)
 @pytest.mark.parametrize(
     ("wrong", "right", "part"),
     [
@@ -191,6 +195,7 @@ def test_a_split_file_that_is_not_json(tmp_path: Path) -> None:
             "path,class,split,old\na/0.jpg,a,train,1",
             "rename one",
         ),
+        ("file,class,split\na/0.jpg,a,train", "path,class,split\na/0.jpg,a,train", 'its columns "path"'),
     ],
 )
 def test_a_csv_with_a_mistake(tmp_path: Path, wrong: str, right: str, part: str) -> None:
