@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.datasets import Dataset, Split
 from fastcoop.methods import METHODS, Data, Outcome, RunContext, RunSpec, expand, get_method
+from tests.array_store import ArrayStore
 from tests.small_world import write_backbone
 
 DIM = 16
@@ -20,34 +19,16 @@ ALONE = RunContext()
 NOT_KEPT = Path(os.devnull) / "fewshot"  # a place for subsets that cannot be written to
 
 
-class ArrayStore:
-    """As much of a feature store as methods use, over arrays drawn from a seed, which stand for every kind."""
+def array_store(dataset: Dataset, views: int, seed: int) -> ArrayStore:
+    """Features drawn from a seed."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(len(dataset.class_names), DIM))
 
-    digest = "0" * 64
-    meta = SimpleNamespace(recipe="current", skipped={}, sha256={})
+    def features(labels: np.ndarray) -> np.ndarray:
+        return centres[labels][:, None] + 0.8 * rng.normal(size=(len(labels), 1 + views, DIM))
 
-    def __init__(self, dataset: Dataset, views: int, seed: int):
-        rng = np.random.default_rng(seed)
-        self.views, self._labels = views, {name: split.labels for name, split in dataset.splits.items()}
-        centres = rng.normal(size=(len(dataset.class_names), DIM))
-        self._features = {
-            name: (centres[labels][:, None] + 0.8 * rng.normal(size=(len(labels), 1 + views, DIM))).astype(
-                np.float32
-            )
-            for name, labels in self._labels.items()
-        }
-
-    def indices(self, split: str) -> np.ndarray:
-        return np.arange(len(self._labels[split]))
-
-    def train(self, indices: np.ndarray, kind: str = "coop", as_stored: bool = False) -> torch.Tensor:
-        return torch.from_numpy(self._features["train"][indices])
-
-    def train_labels(self, indices: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(self._labels["train"][indices])
-
-    def split(self, name: str, kind: str = "coop") -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.from_numpy(self._features[name][:, 0]), torch.from_numpy(self._labels[name])
+    labels = {name: split.labels for name, split in dataset.splits.items()}
+    return ArrayStore(labels, {name: features(of_split) for name, of_split in labels.items()})
 
 
 def make_data(
@@ -62,7 +43,7 @@ def make_data(
 
     splits = {part: split(part, images) for part, images in (("train", 6), ("val", 4), ("test", 9))}
     dataset = Dataset(name, Path(), classes, "a photo of a {}.", splits, name, name, NOT_KEPT)
-    return Data(dataset, ArrayStore(dataset, views, seed), views)
+    return Data(dataset, array_store(dataset, views, seed), views)
 
 
 def run(backbone: Backbone, method: str, jobs: list[RunSpec]) -> list[Outcome]:

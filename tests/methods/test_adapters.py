@@ -27,7 +27,8 @@ from fastcoop.methods.adapters.base import AdapterSettings
 from fastcoop.results import load_results
 from fastcoop.sweeps import evaluate, sweep
 from tests.advice import follows
-from tests.methods.conftest import ArrayStore, job, make_data, run
+from tests.array_store import ArrayStore
+from tests.methods.conftest import array_store, job, make_data, run
 from tests.small_world import write_backbone, write_dataset
 
 # A short form of each method, and other values of each of its settings.
@@ -109,10 +110,7 @@ def chosen_jobs(name: str, data: Data, selection: str, shots: int = 2) -> list[R
 def spoiled(data: Data, what: str) -> Data:
     """The same data with other test labels, or other test features."""
     rng = np.random.default_rng(9)
-    store: Any = ArrayStore.__new__(ArrayStore)
-    vars(store).update(
-        vars(data.store), _labels=dict(data.store._labels), _features=dict(data.store._features)
-    )
+    store: Any = ArrayStore(data.store._labels, data.store._features)
     part = getattr(store, what)
     noise = rng.permutation(part["test"]) if what == "_labels" else rng.normal(size=part["test"].shape)
     part["test"] = noise.astype(part["test"].dtype)
@@ -240,7 +238,7 @@ def test_runs_of_different_shots_keep_their_epochs_where_classes_are_small(
     rows = np.arange(0, 18, 2)  # three images of each class, all of which both runs learn
     few = Split(tuple(whole.splits["train"].paths[row] for row in rows), whole.splits["train"].labels[rows])
     small = replace(whole, splits={**whole.splits, "train": few})
-    data = Data(small, ArrayStore(small, 0, 0), 0)
+    data = Data(small, array_store(small, 0, 0), 0)
     jobs = [job(data, name, shots) for shots in (4, 8)]
     assert [len(one.losses) for one in run(backbone, name, jobs)] == [100, 200]
 
@@ -263,8 +261,8 @@ def test_runs_learn_and_choose_on_the_images_that_could_be_read(backbone: Backbo
             features, labels = super().split(name, kind)
             return features[name == "val" :], labels[name == "val" :]
 
-    dataset = make_data().dataset
-    data = Data(dataset, WithoutFirst(dataset, 3, 0), 3)
+    whole = make_data()
+    data = Data(whole.dataset, WithoutFirst(whole.store._labels, whole.store._features), 3)
     jobs = [job(data, name, seed=seed, selection="few_val", **SHORT[name]) for seed in (2, 3, 4)]
     assert [0 in one.subset.train for one in jobs] == [True, False, False]
     assert [0 in one.subset.val for one in jobs] == [False, False, True]

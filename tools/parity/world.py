@@ -15,6 +15,7 @@ import torch
 from fastcoop.datasets import Dataset, FewShot, Split
 from fastcoop.methods import METHODS, Data, Outcome, RunContext, RunSpec, expand, get_method
 from fastcoop.methods.adapters.selection import drawn_for
+from tests.array_store import ArrayStore
 
 CLOSED_FORM = 1e-5  # bar on the difference of logits, relative to the largest
 TRAINED = 1e-4  # bar on that of what was trained, relative to the distance that it moved
@@ -31,39 +32,6 @@ class Row:
     bar: float = TRAINED
 
 
-class Store:
-    """As much of a feature store as methods read: a narrow cone, as CLIP's features, with classes that overlap."""
-
-    digest = "1" * 64
-    meta = SimpleNamespace(recipe="current", skipped={}, sha256={})
-
-    def __init__(self, dataset: Dataset, views: int, dim: int, seed: int):
-        rng, classes = np.random.default_rng(seed), len(dataset.class_names)
-        spread = (dim / 48) ** 0.5  # as hard in every dimension
-        self.views, self._labels = views, {name: one.labels for name, one in dataset.splits.items()}
-        cone, centers = rng.normal(size=dim), 0.55 * rng.normal(size=(classes, dim))
-        self._features = {}
-        for name, labels in self._labels.items():
-            images = cone + centers[labels] + 0.5 * spread * rng.normal(size=(len(labels), dim))
-            noise = 0.35 * spread * rng.normal(size=(len(labels), 1 + views, dim))
-            lengths = rng.uniform(3, 6.5, size=(len(labels), 1 + views, 1))
-            self._features[name] = ((images[:, None] + noise) / dim**0.5 * lengths).astype(np.float32)
-        texts = 0.8 * rng.normal(size=dim) + centers + 0.66 * spread * rng.normal(size=(classes, dim))
-        self.texts = (texts / dim**0.5 * rng.uniform(5, 9, size=(classes, 1))).astype(np.float32)
-
-    def indices(self, split: str) -> np.ndarray:
-        return np.arange(len(self._labels[split]))
-
-    def train(self, indices: np.ndarray, kind: str = "coop", as_stored: bool = False) -> torch.Tensor:
-        return torch.from_numpy(self._features["train"][indices])
-
-    def train_labels(self, indices: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(self._labels["train"][indices])
-
-    def split(self, name: str, kind: str = "coop") -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.from_numpy(self._features[name][:, 0]), torch.from_numpy(self._labels[name])
-
-
 def made_up(
     classes: int | Sequence[str],
     dim: int,
@@ -74,7 +42,8 @@ def made_up(
 ) -> Data:
     """Return a dataset of 20 training, 20 validation and 13 test images per class.
 
-    Its class texts are random, unless there is a ``template``.
+    Features are a narrow cone, as CLIP's, with classes that overlap. Class texts are random, unless there is a
+    ``template``.
     """
     names = (
         tuple(f"thing {number}" for number in range(classes)) if isinstance(classes, int) else tuple(classes)
@@ -87,8 +56,20 @@ def made_up(
     splits = {part: split(part, images) for part, images in (("train", 20), ("val", 20), ("test", 13))}
     prompt, nowhere = template or "a photo of a {}.", Path(os.devnull)
     dataset = Dataset(name, Path(), names, prompt, splits, name, name, nowhere / "fewshot")
-    store = Store(dataset, views, dim, seed)
-    return Data(dataset, store, views, text_features=None if template else store.texts)
+    rng, spread = np.random.default_rng(seed), (dim / 48) ** 0.5  # as hard in every dimension
+    cone, centers = rng.normal(size=dim), 0.55 * rng.normal(size=(len(names), dim))
+
+    def features(labels: np.ndarray) -> np.ndarray:
+        images = cone + centers[labels] + 0.5 * spread * rng.normal(size=(len(labels), dim))
+        noise = 0.35 * spread * rng.normal(size=(len(labels), 1 + views, dim))
+        lengths = rng.uniform(3, 6.5, size=(len(labels), 1 + views, 1))
+        return (images[:, None] + noise) / dim**0.5 * lengths
+
+    labels = {part: split.labels for part, split in splits.items()}
+    store: Any = ArrayStore(labels, {part: features(of_split) for part, of_split in labels.items()})
+    texts = 0.8 * rng.normal(size=dim) + centers + 0.66 * spread * rng.normal(size=centers.shape)
+    texts = (texts / dim**0.5 * rng.uniform(5, 9, size=(len(names), 1))).astype(np.float32)
+    return Data(dataset, store, views, text_features=None if template else texts)
 
 
 def scale_alone(dim: int, scale: float = 100.0, **more: Any) -> SimpleNamespace:
