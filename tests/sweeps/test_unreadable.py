@@ -56,19 +56,17 @@ def test_the_advice_of_every_command_can_be_followed(
     assert row.train_images == 4 * 4 - 1
 
 
+def sweep_of(folder: Path, places: list[str]) -> list[str]:
+    """The command that sweeps the folder's grid in this process."""
+    results = str(folder / "results")
+    return ["sweep", str(folder / "g.yaml"), *places, "--results", results, "--jobs", "1"]
+
+
 def test_an_image_is_repaired(tmp_path: Path, places: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "data" / "colours" / "train" / "green"
     whole = (folder / "0.png").read_bytes()
     damage(folder)
-    sweep = [
-        "sweep",
-        str(tmp_path / "g.yaml"),
-        *places,
-        "--results",
-        str(tmp_path / "results"),
-        "--jobs",
-        "1",
-    ]
+    sweep = sweep_of(tmp_path, places)
     code, said = run(capsys, *sweep)
     assert code == 2
     assert "the others are stored. Repair these" in said
@@ -86,15 +84,7 @@ def test_nothing_is_chosen_on_no_images(
     whole = [picture.read_bytes() for picture in pictures]
     for picture in pictures:
         picture.write_bytes(b"no picture")
-    sweep = [
-        "sweep",
-        str(tmp_path / "g.yaml"),
-        *places,
-        "--results",
-        str(tmp_path / "results"),
-        "--jobs",
-        "1",
-    ]
+    sweep = sweep_of(tmp_path, places)
     choosing, without = ("--set", "methods=gda"), ("--set", "methods={gda: {selection: fixed}}")
     code, said = run(capsys, *sweep, "--skip-unreadable", *choosing)
     assert code == 2
