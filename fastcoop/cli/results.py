@@ -87,10 +87,10 @@ def export_results(
     Example:  fastcoop results export results/demo coop16.parquet --where method=coop --where shots=16
     """
     from fastcoop.results.listing import export_results as export
-    from fastcoop.results.read import load_failures, load_untested
+    from fastcoop.results.listing import list_runs
 
     rows = export(results, to, where or ())
-    if left_out := len(load_failures(results)) + len(load_untested(results)):
+    if left_out := int(list_runs(results, where or ()).status.isin(("failed", "untested")).sum()):
         log.warning("%d run(s) that failed or were tested on nothing have no rows.", left_out)
     show({"rows": rows, "file": to}, [f"{rows} rows: {to}"], as_json)
 

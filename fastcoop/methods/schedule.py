@@ -184,8 +184,10 @@ def steps_of(run: RunSpec[Any]) -> int:
 
 
 def shots_per_class(run: RunSpec[Any]) -> float:
-    """Return the shots of a run; for "all" shots the mean number of training images per class."""
-    return run.shots if isinstance(run.shots, int) else len(run.subset.train) / len(run.data.class_names)
+    """Return the shots of a run; for "all" shots the mean number of readable training images per class."""
+    if isinstance(run.shots, int):
+        return run.shots
+    return len(run.data.readable("train", run.subset.train)) / len(run.data.class_names)
 
 
 def epochs_of(run: RunSpec[Any]) -> int:

@@ -27,6 +27,10 @@ JSON_COLUMNS = {  # and what they hold
     "settings": dict, "extra": dict, "columns": dict, "versions": dict, "losses": list, "per_class": list,
     "prompts": list,
 }  # fmt: skip
+SAME_RUN = " AND ".join(
+    f"runs.{name} = failures.{name}"
+    for name in ("backbone", "dataset", "method", "shots", "seed", "settings")
+)
 NUMBERS = ("accuracy", "macro_accuracy", "chance", "seconds")
 
 
@@ -49,9 +53,6 @@ def load_results(folder: str | Path) -> pd.DataFrame:
     """
     frame = _table(folder, f"{RESULTS} ORDER BY finished, key")
     frame["class_specific"] = frame.class_specific.fillna(0).astype(bool)
-    extra = [json.loads(text) for text in frame.extra]
-    if any("trained_parameters" in one for one in extra):
-        frame["trained_parameters"] = [one.get("trained_parameters", math.nan) for one in extra]
     return frame
 
 
@@ -68,12 +69,22 @@ def load_untested(folder: str | Path) -> pd.DataFrame:
 
 
 def load_failures(folder: str | Path) -> pd.DataFrame:
-    """Return one row per run that failed and was not finished since, with its ``error``."""
-    return _table(folder, "SELECT * FROM failures ORDER BY failed, key")
+    """Return one row per run that failed and was not finished since, with its ``error``.
+
+    A run of the same settings finished it too: its key is another if its features, or other inputs, have changed.
+    """
+    return _table(
+        folder,
+        f"SELECT * FROM failures WHERE NOT EXISTS (SELECT 1 FROM runs WHERE finished >= failed AND {SAME_RUN})"
+        " ORDER BY failed, key",
+    )
 
 
 def _table(folder: str | Path, query: str) -> pd.DataFrame:
-    """Return a table, with the JSON column ``columns`` replaced by a column for each of its names."""
+    """Return a table, with the JSON column ``columns`` replaced by a column for each of its names.
+
+    If some run records its ``trained_parameters``, they are a column too.
+    """
     import pandas as pd
 
     with reading(Path(folder)) as db:
@@ -82,11 +93,15 @@ def _table(folder: str | Path, query: str) -> pd.DataFrame:
         for name in frame.columns.intersection([*NUMBERS]):
             frame[name] = frame[name].astype(float)
         own = [_parse("columns", text) for text in frame.pop("columns")] if "columns" in frame else []
-        for name in frame.columns.intersection([*JSON_COLUMNS]):
-            for text in frame[name].dropna().unique():
-                _parse(name, text)
+        parsed = {
+            name: {text: _parse(name, text) for text in frame[name].dropna().unique()}
+            for name in frame.columns.intersection([*JSON_COLUMNS])
+        }
     for name in dict.fromkeys(name for row in own for name in row):
         frame[name] = [row.get(name) for row in own]
+    trained = {text: one.get("trained_parameters") for text, one in parsed.get("extra", {}).items()}
+    if any(count is not None for count in trained.values()):
+        frame["trained_parameters"] = frame.extra.map(trained).astype(float)
     return frame
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from fastcoop.errors import UserError, nearest
 from fastcoop.progress import counted
-from fastcoop.results.records import FEATURE_PROPERTIES
+from fastcoop.results.records import DATASET_PROMPT, FEATURE_PROPERTIES
 from fastcoop.results.settings import plain_settings
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ MUST_AGREE = {
 }
 # Columns in which a run that was done twice has equal values.
 SAME_TEST = ("accuracy", "macro_accuracy", "test", "images", "prompts", "backbone_digest")
+BY_DATASET = ("epochs", DATASET_PROMPT, "prompt", "template")  # settings that datasets determine
 FURTHER = ("test", "prompts", "images", "features", "key")  # columns that tell runs of equal settings apart
 
 
@@ -189,6 +190,21 @@ def pair_labels(table: pd.DataFrame, first: str, second: str, where: str | Path)
     return pairs.assign(label=f"{second} - {first}")
 
 
+def _warn_of_mixed_settings(table: pd.DataFrame) -> None:
+    """Warn of settings in which the runs of one label differ, except those that datasets and shots determine."""
+    settings = [json.loads(text) for text in table.plain]
+    values = {
+        name: sorted({str(one.get(name, "default")) for one in settings})
+        for name in dict.fromkeys(name for one in settings for name in one if name not in BY_DATASET)
+    }
+    for name, found in (values | {"schedule": sorted(set(table.schedule.dropna()))}).items():
+        if len(found) > 1:
+            log.warning(
+                f"Runs of {table.label.iloc[0]} have {name} {' and '.join(found[:2])}, on different datasets or at "
+                f"different shots; choose one with --where."
+            )
+
+
 def _by_dataset(side: pd.DataFrame, label: str, columns: list[str]) -> pd.DataFrame:
     """Return one row per backbone and dataset. Raises UserError where runs of several sources have other accuracies."""
     side = side.drop_duplicates([*columns, "accuracy"])
@@ -228,6 +244,8 @@ def _unique(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
             f"{len(runs)} runs of {row.label} on {row.dataset}, {counted(row.shots, 'shot')}, differ in "
             f"{_difference(runs)}, and cannot be compared as one; choose one of them with --where."
         )
+    if "plain" not in columns:
+        _warn_of_mixed_settings(table)
     settings = [json.loads(text) for text in table.settings]
     made = [str([one.get(name) for name in FEATURE_PROPERTIES if name != "views"]) for one in settings]
     return table.assign(features_made=made)[[*columns, "label", "accuracy", *MUST_AGREE]]

@@ -18,7 +18,7 @@ from scipy.stats import ttest_1samp
 from fastcoop.cli import main
 from fastcoop.errors import UserError
 from fastcoop.reports.comparison import compare_results
-from fastcoop.results import calibration_error, load_predictions, load_results, merge_results
+from fastcoop.results import calibration_error, load_failures, load_predictions, load_results, merge_results
 from fastcoop.results.store import open_store
 from fastcoop.results.tables import pair_folders, pair_labels, select_rows
 from fastcoop.sweeps import sweep
@@ -106,7 +106,9 @@ def test_list_is_sorted(folder: Path, call: Callable) -> None:
     ] * 11
 
 
-def test_failed_runs_are_listed_with_their_error(folder: Path, call: Callable) -> None:
+def test_failed_runs_are_listed_with_their_error(
+    folder: Path, call: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with closing(sqlite3.connect(folder / "results.sqlite")) as db, db:
         db.execute(FAILURES)
         db.execute(
@@ -115,6 +117,18 @@ def test_failed_runs_are_listed_with_their_error(folder: Path, call: Callable) -
     try:
         (row,) = rows(call("list", folder, "--where", "status=failed", "--json"))
         assert (row["key"], row["error"], row["accuracy"]) == ("f1", "no room", None)
+        for condition, count in (("shots=1", 0), ("shots=4", 1)):
+            assert call("export", folder, tmp_path / "runs.csv", "--where", condition)[0] == 0
+            assert caplog.text.count("1 run(s) that failed or were tested on nothing") == count
+        with closing(sqlite3.connect(folder / "results.sqlite")) as db, db:
+            db.execute(
+                "UPDATE failures SET (dataset, shots, seed, settings, failed) = (SELECT dataset, shots, seed, settings,"
+                " finished FROM runs WHERE method = 'coop' LIMIT 1)"
+            )
+        assert load_failures(folder).empty  # done again, on features that were computed again
+        with closing(sqlite3.connect(folder / "results.sqlite")) as db, db:
+            db.execute("UPDATE failures SET failed = '9999'")
+        assert len(load_failures(folder)) == 1
     finally:
         with closing(sqlite3.connect(folder / "results.sqlite")) as db, db:
             db.execute("DELETE FROM failures")
@@ -315,6 +329,29 @@ def test_a_run_that_is_there_twice_is_one_unless_its_tests_differ(column: str, n
     assert len(pair_folders(twice, one)) == 1
     with pytest.raises(UserError, match=rf"^2 runs of one on objects, 16 shots,.* differ in {named} \("):
         pair_folders(pd.concat([one, one.assign(key="again", **{column: "2"})]), one)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"settings": '{"views": 8, "learning_rate": 0.01}'}, "learning_rate 0.01 and default"),
+        ({"schedule": "quick: 5 epochs"}, "schedule paper and quick: 5 epochs"),
+        ({"settings": '{"views": 8, "dataset_prompt": "a type of {}.", "epochs": 50}', "epochs": 50}, ""),
+    ],
+)
+def test_one_label_with_other_settings_on_another_dataset_is_named(
+    changed: dict[str, Any], named: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [
+        coop(**TESTED | {"label": label, "dataset": dataset}, seed=1, accuracy=50.0)
+        for dataset in ("objects", "scenes") for label in ("one", "two")
+    ]  # fmt: skip
+    rows[-1] |= changed
+    assert len(pair_labels(pd.DataFrame(rows), "one", "two", tmp_path)) == 2
+    assert [record.message for record in caplog.records] == (
+        [f"Runs of two have {named}, on different datasets or at different shots; choose one with --where."]
+        if named else []
+    )  # fmt: skip
 
 
 def test_runs_without_an_accuracy_are_no_pair() -> None:

@@ -75,6 +75,21 @@ def test_an_image_is_repaired(tmp_path: Path, places: list[str], capsys: pytest.
     assert load_results(tmp_path / "results").train_images.item() == 16
 
 
+def test_a_run_on_all_images_has_the_shots_that_could_be_read(
+    tmp_path: Path, places: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of the pictures of each class are damaged: steps are those of a folder without them."""
+    folders = sorted((tmp_path / "data" / "colours" / "train").iterdir())
+    count = len(list(folders[0].iterdir()))
+    for folder in folders:
+        for picture in sorted(folder.iterdir())[: count // 2]:
+            picture.write_bytes(b"no picture")
+    fast = ("--set", "shots=all", "--set", "methods={coop: {context_length: 2, schedule: fast}}")
+    assert run(capsys, *sweep_of(tmp_path, places), "--skip-unreadable", *fast)[0] == 0
+    row, left = load_results(tmp_path / "results").iloc[0], count - count // 2
+    assert (row.epochs, row.train_images) == (round(15 * left**0.5), len(folders) * left)
+
+
 @follows("could be read, which choose {}; repair them and run `fastcoop cache-features`, or {}")
 def test_nothing_is_chosen_on_no_images(
     world: Path, tmp_path: Path, places: list[str], capsys: pytest.CaptureFixture[str]

@@ -18,7 +18,7 @@ from fastcoop.methods.adapters.training import (
     train,
 )
 from fastcoop.methods.late import Backbone, Tensor, torch
-from fastcoop.methods.schedule import Coefficient, EpochNumber, LearningRate
+from fastcoop.methods.schedule import Coefficient, EpochNumber, LearningRate, shots_per_class
 from fastcoop.methods.spec import RunSpec
 
 EPS = 1e-4  # of Adam
@@ -93,11 +93,8 @@ class ProLIPMethod(Adapter[ProLIPSettings]):
 
 
 def penalty(run: RunSpec[ProLIPSettings]) -> float:
-    """Return lambda: the setting, or one divided by the shots; with "all", by the mean number of images per class."""
-    if run.settings.lmbda is not None:
-        return run.settings.lmbda
-    shots = len(run.subset.train) / len(run.data.class_names) if run.shots == "all" else float(run.shots)
-    return 1 / shots
+    """Return lambda: the setting, or one divided by the shots (see `shots_per_class`)."""
+    return 1 / shots_per_class(run) if run.settings.lmbda is None else run.settings.lmbda
 
 
 def projection(stack: Stack) -> tuple[Tensor, Tensor]:
