@@ -28,6 +28,13 @@ def main(sources: list[str]) -> None:
     if not sources:
         raise SystemExit(__doc__)
     cells = pd.concat([read_figure(Path(s)) if s.endswith(".csv") else read_folder(s) for s in sources])
+    twice = cells.set_index("schedule", append=True).index.duplicated()
+    if twice.any():
+        place, schedule = cells.index[twice][0], cells.schedule[twice].iloc[0]
+        raise SystemExit(
+            f"Two sources have {', '.join(map(str, place))} shots by the schedule {schedule}; name one of them. The CSV"
+            " of runs by one schedule counts as the paper's."
+        )
     accuracy, seeds = (cells.pivot(columns="schedule", values=name) for name in ("accuracy", "seeds"))
     if PAPER not in accuracy:
         raise SystemExit("No run by the paper's schedule; name a source that has some.")

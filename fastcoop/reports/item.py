@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -12,7 +12,7 @@ from fastcoop import escape
 from fastcoop.files import shipped_grids
 from fastcoop.reports.chart import Chart
 from fastcoop.reports.frames import Missing
-from fastcoop.reports.study import Slice, Study
+from fastcoop.reports.study import Slice, Study, listed
 from fastcoop.reports.table import Table
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ ADD = (
     "Each command adds runs to these results and keeps the finished ones. Run it in the folder that the sweep ran in,"
     " and replace the words in capitals."
 )
+FEATURES = {"views": "8", "recipe": "current"}  # of grids that do not name them
 LEARNING_RATE = 0.001  # of text learners without validation images to choose it
 Value = Sequence[str] | Mapping[str, Sequence[str]]  # of a setting of a grid
 
@@ -105,9 +106,26 @@ def sweep_command(
         given = {"backbones": study.backbones, "datasets": study.datasets, **settings(study)}
         options = [word for name, value in given.items() for word in ("--set", f"{name}={_yaml(value)}")]
         words = ("fastcoop", "sweep", f"experiments/{grid}.yaml", "--results", study.folder)
-        return escape.shell_command(*words, *study.sweep_options, *options, *_method_options(grid, study))
+        options += [*_feature_options(grid, study), *_method_options(grid, study)]
+        return escape.shell_command(*words, *study.sweep_options, *options)
 
     return command
+
+
+def _feature_options(grid: str, study: Study) -> list[str]:
+    """Return options for the study's views and recipe where a grid has others: its runs would be further curves."""
+    given, options = _content(grid), list[str]()
+    for name, usual in FEATURES.items() if study.grid_text else ():
+        own = listed(study.folder, name) or [usual]
+        if own != [str(given.get(name, usual))]:
+            options += ["--set", f"{name}={','.join(own)}"]
+    return options
+
+
+def _content(grid: str) -> dict[str, Any]:
+    """Return the content of a grid that comes with fastcoop."""
+    content: dict[str, Any] = yaml.safe_load(shipped_grids()[grid].read_text(encoding="utf-8"))
+    return content
 
 
 def _method_options(grid: str, study: Study) -> list[str]:
@@ -116,8 +134,7 @@ def _method_options(grid: str, study: Study) -> list[str]:
     Without validation images nothing chooses the linear probe's C or a learning rate; behind imported features there
     are no images for fine-tuning.
     """
-    text = shipped_grids()[grid].read_text(encoding="utf-8")
-    given = yaml.safe_load(text)["methods"]  # a mapping by name, or a list of names and such mappings
+    given = _content(grid)["methods"]  # a mapping by name, or a list of names and such mappings
     entries = given if isinstance(given, list) else [given]
     methods = [name for one in entries for name in ([one] if isinstance(one, str) else one)]
     excluded, options = set(), []

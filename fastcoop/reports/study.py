@@ -85,12 +85,12 @@ class Study:
     @property
     def backbones(self) -> list[str]:
         """The backbones as the grid names them (possibly by a path), else as the runs do."""
-        return _listed(self.folder, "backbones") or list(self.runs.backbone.unique())
+        return listed(self.folder, "backbones") or list(self.runs.backbone.unique())
 
     @property
     def datasets(self) -> list[str]:
         """The training datasets, likewise; the whole dataset in place of its halves."""
-        names = _listed(self.folder, "datasets") or self.runs.source
+        names = listed(self.folder, "datasets") or self.runs.source
         return list(dict.fromkeys(re.sub(r":(base|new)$", "", name) for name in names))
 
     @cached_property
@@ -245,7 +245,7 @@ def study_of(
     return Study(folder, finished, lost, repeated, known)
 
 
-def _listed(folder: Path, axis: str) -> list[str]:
+def listed(folder: Path, axis: str) -> list[str]:
     """Return the values of an axis of the recorded grid and its blocks; none if there is no such axis, or no grid."""
     try:
         given = metadata.recorded_grid(folder)
@@ -273,8 +273,8 @@ def _in_grid_order(runs: pd.DataFrame, folder: Path) -> pd.DataFrame:
         return runs
     shots = runs.shots.replace("all", frames.ALL_SHOTS).astype(float)
     keys = [runs.label, shots, runs.seed, runs.key, runs.dataset]
-    for column, more in (("dataset", _listed(folder, "targets")), ("backbone", [])):
-        names = [*(_listed(folder, f"{column}s") or runs[column]), *more]
+    for column, more in (("dataset", listed(folder, "targets")), ("backbone", [])):
+        names = [*(listed(folder, f"{column}s") or runs[column]), *more]
         order = {name: place for place, name in enumerate(dict.fromkeys(Path(one).name for one in names))}
         keys.insert(0, runs[column].map(lambda name, order=order: order.get(Path(name).name, len(order))))
     table = pd.concat(keys, axis=1, ignore_index=True)

@@ -307,6 +307,22 @@ def test_the_commands_name_backbones_as_the_grid_did(tmp_path):
     assert "datasets=data/pets" in command
 
 
+@pytest.mark.parametrize(
+    ("own", "shipped", "views", "recipe"),
+    [("", "field_fewshot", 8, "current"), ("views: 10", "field_fewshot", 10, "current"),
+     ("views: 0\nrecipe: official-2021", "fig3", 0, "official-2021")],
+)  # fmt: skip
+def test_a_command_has_the_features_of_the_other_runs(own, shipped, views, recipe, tmp_path):
+    """Runs of a grid with other views would be a second curve."""
+    (tmp_path / "grid.yaml").write_text(f"backbones: RN50\ndatasets: pets\n{own}\n")
+    study = study_of(results(datasets=("pets",)), tmp_path)
+    item = next(item for item in ITEMS.values() if f"/{shipped}.yaml" in item.command(study))
+    words = shlex.split(item.command(study))
+    grid = read_grid(ROOT / words[2], [words[i + 1] for i, word in enumerate(words) if word == "--set"])
+    assert (grid.views, grid.recipe) == (views, recipe)
+    assert ("--set views" in item.command(study)) == (views != (10 if shipped == "field_fewshot" else 8))
+
+
 def test_a_command_for_halves_names_a_dataset_that_has_them(tmp_path):
     item = next(item for item in ITEMS.values() if item.name == "base_to_new")
     for classes, named in ((4, "many"), (3, "DATASET")):

@@ -12,7 +12,9 @@ import pytest
 from fastcoop.reports import report
 from fastcoop.results import load_contexts, load_results
 from fastcoop.sweeps import Summary, checkpoints
+from tools import fast_trial
 
+REPORTS = Path(__file__).parents[2] / "reports"
 SHORT = {"context_length": 2, "class_position": "end"}
 
 
@@ -70,3 +72,13 @@ def test_runs_of_both_schedules_are_swept_resumed_and_drawn(
     assert "fast-half schedule, no pull" in drawn["figure3-fast-half-no-pull"]
     assert "fast schedule: steps 5" in drawn["figure3-fast-steps-5"]
     assert "The runs have 5 schedules" in (tmp_path / "pages" / "index.html").read_text()
+
+
+def test_the_comparison_refuses_two_sources_of_one_cell(tmp_path: Path) -> None:
+    """Such as the CSV of a report on the fast schedule alone, which does not name it."""
+    shipped = REPORTS / "demo" / "full" / "figure3-demo-resnet.csv"
+    (tmp_path / shipped.name).write_text((REPORTS / "demo" / "figure3.csv").read_text())
+    with pytest.raises(
+        SystemExit, match=r"^Two sources have demo-resnet, .* by the schedule paper; name one"
+    ):
+        fast_trial.main([str(shipped), str(tmp_path / shipped.name)])
