@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -20,7 +19,6 @@ from fastcoop.reports.style import name_of
 from fastcoop.results.tables import find_collapsed
 
 MAX_NAMED = 8  # cases that a warning names; it counts the others
-CLASS_SPECIFIC = ("linear_probe", "lp_plus_plus")  # methods whose runs know their own classes only
 CURVE_COLUMNS = ["backbone", "series", "context_length", "init", "schedule", "kind", "classes"]
 
 
@@ -67,7 +65,6 @@ def cautions(study: Study) -> Iterator[Caution]:
     yield from _few_tests(runs)
     yield from _few_images(study)
     slices = study.slices()
-    yield from _half_tested(study, slices)
     for piece in slices:
         yield from _spread_above_gain(piece)
     schedules = list(dict.fromkeys(piece.schedule for piece in slices))
@@ -155,34 +152,6 @@ def _few_images(study: Study) -> Iterator[Caution]:
         most = ", ".join(dict.fromkeys(frames.in_shots(shots) for _, shots in seeds.index[seeds > 1]))
         short = f"all seeds share their images at {most}: the deviation is too small"
         yield Caution(text, short, [source for source, _ in seeds.index[seeds > 1]])
-
-
-def _half_tested(study: Study, slices: Sequence[Slice]) -> Iterator[Caution]:
-    """Yield runs that the base-to-new tables leave out, since they were tested on one half of the classes only."""
-    tables = []
-    for piece in slices:
-        with suppress(frames.Missing):
-            tables.append(frames.halves(piece.everything))
-    if not tables:
-        return
-    found = pd.concat(tables).drop_duplicates("key")
-    half = found[found[["base", "new"]].isna().any(axis=1) & ~found.key.isin(study.diverged.key)]
-    knows_classes = half.class_specific.astype(bool) | half.method.isin(CLASS_SPECIFIC)
-    for rows, is_possible in ((half[~knows_classes], True), (half[knows_classes], False)):
-        if rows.empty:
-            continue
-        cases = [f"{row.label} on {row.family}, seed {row.seed}" for row in frames.rows_of(rows)]
-        count = counted(len(rows), "run")
-        text = f"Left out of base to new: {count} tested on one half of the classes only: {_some(cases)}."
-        if is_possible:
-            untested = rows.base.isna().map({True: "base", False: "new"})
-            targets = dict.fromkeys(rows.family.map(plain_dataset) + ":" + untested)
-            words = ("fastcoop", "evaluate", study.folder, "--targets", ",".join(targets))
-            runs = ("--run", ",".join(key[:12] for key in rows.key)) if len(rows) <= MAX_NAMED else ()
-            text += f" To test them, run `{escape.shell_command(*words, *runs, *study.places)}`."
-        else:
-            text += " What they learned belongs to these classes."
-        yield Caution(text, "", rows.family)
 
 
 def _spread_above_gain(piece: Slice) -> Iterator[Caution]:

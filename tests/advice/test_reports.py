@@ -218,22 +218,6 @@ def test_results_of_untested_runs(study: Study) -> None:
     assert "figure3" in reported(results)[1]
 
 
-@follows("To test them, run `{}`")
-def test_the_other_half_of_the_classes(study: Study) -> None:
-    """Seed 2 was swept before the grid had targets."""
-    half = {"datasets": "colours:base", "methods": {"coop": COOP}}
-    study(half | {"seeds": [2]}, anew=True)
-    results = study(half | {"seeds": [1], "targets": {"colours:base": "colours:new"}})
-    page = results.with_name("report") / "index.html"
-    _, files = reported(results)
-    assert "base_to_new" in files
-    text = html.unescape(page.read_text(encoding="utf-8"))
-    (command,) = re.findall("Left out of base to new: 1 run tested .*? To test them, run `(.*?)`", text)
-    run_command(command)
-    reported(results)
-    assert "Left out of base to new" not in page.read_text(encoding="utf-8")
-
-
 @follows("holds no finished run; run `fastcoop sweep` into it first", "diverged and have no accuracy")
 def test_results_of_failed_and_diverged_runs(study: Study) -> None:
     results = study({"methods": {"coop": COOP | {"learning_rate": 1e30, "epochs": 5}}}, anew=True)

@@ -11,7 +11,7 @@ import pytest
 from fastcoop.errors import UserError
 from fastcoop.reports.cautions import cautions
 from fastcoop.reports.study import study_of
-from tests.reports.made_up_results import coop, results, run
+from tests.reports.made_up_results import results, run
 
 
 def warned(frame: pd.DataFrame) -> str:
@@ -254,35 +254,3 @@ def test_a_setting_without_a_column_is_no_other_seed():
     study = study_of(pd.DataFrame(rows), "results")
     assert len(study.runs) == 8
     assert study.runs.series.nunique() == 4
-
-
-def halves() -> pd.DataFrame:
-    """CoOp on half of the classes of pets, tested on both halves."""
-    frame = pd.DataFrame([
-        coop(backbone="b", dataset=f"pets:{half}", source="pets:base", shots=16, seed=seed, accuracy=70.0 + seed,
-             label="CoOp")
-        for half in ("base", "new") for seed in (1, 2, 3)
-    ])  # fmt: skip
-    return frame.assign(key=frame.seed.map(lambda seed: 64 * str(seed)))
-
-
-def test_runs_that_were_tested_on_one_half_of_the_classes_are_told():
-    assert "base to new" not in warned(halves())
-    frame = halves()
-    frame = frame[(frame.dataset == "pets:base") | (frame.seed != 2)]
-    text = warned(frame)
-    assert (
-        "Left out of base to new: 1 run tested on one half of the classes only: CoOp on pets, seed 2." in text
-    )
-    assert f"run `fastcoop evaluate results --targets pets:new --run {'2' * 12}`" in text
-    frame = halves()
-    assert "--targets pets:base" in warned(frame[(frame.dataset == "pets:new") | (frame.seed != 2)])
-    probes = frame[frame.dataset == "pets:base"].assign(
-        method="linear_probe", label="Probe", series="linear_probe"
-    )
-    text = warned(pd.concat([frame, probes.assign(key=["a", "b", "c"])]))
-    assert "3 runs tested on one half of the classes only: Probe on pets, seed 1; " in text
-    assert "What they learned belongs to these classes." in text
-    assert "evaluate" not in text
-    diverged = frame.assign(accuracy=frame.accuracy.where((frame.dataset != "pets:new") | (frame.seed != 2)))
-    assert "base to new" not in warned(diverged), "a diverged test is a test"
