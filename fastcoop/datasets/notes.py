@@ -34,15 +34,7 @@ OVERLAPS = {  # effects of images that two splits share
     ("train", "val"): "what is chosen on the validation images is chosen on images that runs learn from",
     ("val", "test"): "what is chosen on the validation images is chosen on the test set",
 }
-TWINS = {  # effects of images that two classes of a split share
-    "train": "runs learn it as both",
-    "val": "one of them counts as wrong in what is chosen on the validation images",
-    "test": "one of them counts as wrong in every accuracy",
-}
-
-Found = tuple[str, int, os.stat_result]  # path, label
-# Files (path, number of a class or split) that may be copies, by whether their names may differ, size and name.
-Groups = dict[tuple[bool, int, str], list[tuple[str, int]]]
+Found = tuple[str, os.stat_result]
 
 
 def notes_on_pictures(name: str, tree: Tree, at: str, paths: Sequence[str]) -> Iterator[str]:
@@ -97,12 +89,12 @@ def _notes_on_masks(name: str, paths: Iterable[str]) -> Iterator[str]:
 
 
 def notes_on_overlap(name: str, root: Path, items: Mapping[str, Sequence[Item]]) -> Iterator[str]:
-    """Report images that two splits share, or two classes of a split: by path, by link, or as copies."""
+    """Report images that two splits share: by path, by link, or as copies."""
     files: dict[str, list[Found]] = {split: [] for split in items}
     for split, part in items.items():
-        for path, label, _ in part:
+        for path, *_ in part:
             with contextlib.suppress(OSError, ValueError):  # reported when features are cached
-                files[split].append((path, label, os.stat(root / path)))
+                files[split].append((path, os.stat(root / path)))
     for (first, second), effect in OVERLAPS.items():
         pairs = _shared(root, files.get(first, []), files.get(second, []))
         # Images listed in both train and val are not drawn for training.
@@ -115,74 +107,48 @@ def notes_on_overlap(name: str, root: Path, items: Mapping[str, Sequence[Item]])
                 example += f" and {len(some) - 1} more" if len(some) > 1 else ""
                 images = counted(len(some), "image")
                 yield f"{name} has {images} in both {first} and {second}, such as {example}: {result}."
-    for split, effect in TWINS.items():
-        if twins := _twins(root, files.get(split, [])):
-            one, same = twins[0]
-            more = f" and {len(twins) - 1} more" if len(twins) > 1 else ""
-            yield (
-                f"{name} has {counted(len(twins), 'image')} of {split} in two classes, such as {same} (the same as "
-                f"{one}){more}: {effect}."
-            )
-
-
-def _twins(root: Path, files: Sequence[Found]) -> list[tuple[str, str]]:
-    """Return pairs of paths of one split that are the same image in two classes, sorted."""
-    groups: Groups = defaultdict(list)
-    for path, label, stat in files:
-        groups[False, stat.st_size, ""].append((path, label))
-    found = []
-    for same in _copies(root, groups):
-        first, *others = sorted(same)
-        found += [(first[0], path) for path, label in others if label != first[1]]
-    return sorted(found)
 
 
 def _shared(root: Path, first: Sequence[Found], second: Sequence[Found]) -> list[tuple[str, str]]:
     """Return pairs of paths, one of each split, that are the same image."""
-    paths = {path: path for path, _, _ in first}
-    by_inode = {(stat.st_dev, stat.st_ino): path for path, _, stat in first if stat.st_ino}
+    paths = {path: path for path, _ in first}
+    by_inode = {(stat.st_dev, stat.st_ino): path for path, stat in first if stat.st_ino}
     found: dict[str, str] = {}  # paths in the first split, by those in the second
-    groups: Groups = defaultdict(list)
-    for path, _, stat in second:
+    others = []
+    for path, stat in second:
         if same := paths.get(path) or by_inode.get((stat.st_dev, stat.st_ino)):
             found[path] = same
         else:
-            for name in (posixpath.basename(path), ""):
-                groups[not name, stat.st_size, name].append((path, 1))
-    for path, _, stat in first:
-        for name in (posixpath.basename(path), ""):
-            if (key := (not name, stat.st_size, name)) in groups:
-                groups[key].append((path, 0))
-    for copies in _copies(root, groups):
-        *_, one = (path for path, split in copies if split == 0)
-        found |= {path: one for path, split in copies if split == 1}
+            others.append((path, stat))
+    found |= _copies(root, first, others)
     return [(one, other) for other, one in found.items()]
 
 
-def _copies(root: Path, groups: Groups) -> Iterator[list[tuple[str, int]]]:
-    """Yield files of equal contents that have several numbers, comparing files of one name and small groups first."""
+def _copies(root: Path, first: Sequence[Found], second: Sequence[Found]) -> dict[str, str]:
+    """Return paths of ``first`` of equal contents by paths of ``second``, comparing equal names and few files first."""
+    groups: dict[tuple[bool, int, str], tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
+    for part, files in enumerate((first, second)):
+        for path, stat in files:
+            for name in (posixpath.basename(path), ""):
+                groups[not name, stat.st_size, name][part].append(path)
+    found: dict[str, str] = {}
     left = MAX_COMPARED
-    for (_, size, _), files in sorted(groups.items(), key=lambda pair: (pair[0][0], len(pair[1]), pair[0])):
-        if size and _differ(files) and len(files) <= left:
-            left -= len(files)
-            found = [files]
-            for start in (max(0, size - END), 0):  # the ends of most files differ
-                found = [same for alike in found for same in _by_content(root, start, alike) if _differ(same)]
-            yield from found
-
-
-def _differ(files: Iterable[tuple[str, int]]) -> bool:
-    """Return whether files have several numbers: they are in several classes, or splits."""
-    return len({number for _, number in files}) > 1
-
-
-def _by_content(root: Path, start: int, files: Iterable[tuple[str, int]]) -> Iterable[list[tuple[str, int]]]:
-    """Return groups of files that are equal from byte ``start`` on, without those that cannot be read."""
-    found: dict[bytes, list[tuple[str, int]]] = defaultdict(list)
-    for path, number in files:
-        found[_content(root / path, start)].append((path, number))
-    found.pop(b"", None)
-    return found.values()
+    for (_, size, _), pair in sorted(
+        groups.items(), key=lambda one: (one[0][0], sum(map(len, one[1])), one[0])
+    ):
+        if not size or not all(pair) or sum(map(len, pair)) > left:
+            continue
+        left -= sum(map(len, pair))
+        for start in (max(0, size - END), 0):  # the ends of most files differ
+            ones, others = ({path: _content(root / path, start) for path in part} for part in pair)
+            both = (set(ones.values()) & set(others.values())) - {b""}
+            pair = (
+                [path for path in ones if ones[path] in both],
+                [path for path in others if others[path] in both],
+            )
+        known = {content: path for path, content in ones.items()}
+        found |= {path: known[others[path]] for path in pair[1]}
+    return found
 
 
 def _content(path: Path, start: int) -> bytes:

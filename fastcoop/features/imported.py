@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from fastcoop.backbones import Backbone, backbone_from_spec
 from fastcoop.checks import one_of
 from fastcoop.datasets import Split
 from fastcoop.datasets.dataset import SPLITS, check_name_and_template, make_dataset
-from fastcoop.datasets.notes import OVERLAPS, TWINS, notes_on_classes
+from fastcoop.datasets.notes import OVERLAPS, notes_on_classes
 from fastcoop.errors import MissingFile, UserError, writing
 from fastcoop.features.cache import store_lock
 from fastcoop.features.image_files import unknown_files
@@ -107,20 +106,12 @@ class _File(NamedTuple):
 
 
 def _warn_of_shared_images(name: str, files: Mapping[str, _File]) -> None:
-    """Warn where two splits, or two classes of a split, hold the same features, and so the same images."""
+    """Warn where two splits hold the same features, and so the same images."""
     rows = {split: {row.tobytes() for row in file.features[:, 0]} for split, file in files.items()}
     for (first, second), effect in OVERLAPS.items():
         if shared := len(rows.get(first, set()) & rows.get(second, set())):
             images = f"{counted(shared, 'image')} of equal features"
             log.warning(f"{name} has {images} in {first} and {second}: {effect}.")
-    for split, effect in TWINS.items():
-        if split in files:
-            classes: dict[bytes, set[int]] = defaultdict(set)
-            for row, label in zip(files[split].features[:, 0], files[split].labels.tolist(), strict=True):
-                classes[row.tobytes()].add(label)
-            if twins := sum(len(labels) - 1 for labels in classes.values()):
-                images = f"{counted(twins, 'image')} of equal features"
-                log.warning(f"{name} has {images} in two classes of {split}: {effect}.")
 
 
 def _read(path: Path, split: str, dtype: str) -> _File:

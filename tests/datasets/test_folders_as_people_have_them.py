@@ -523,27 +523,3 @@ def test_splits_with_a_word_behind(tmp_path, put, names):
     assert sizes(load_dataset(tmp_path)) == {"train": 16, "val": 4, "test": 20}
     put(tmp_path / "classes", images("set", "train set of railways"))  # no names of splits
     assert load_dataset(tmp_path / "classes").class_names == ("set", "train set of railways")
-
-
-@pytest.mark.parametrize("how", ["symlink", "hardlink", "copy"])
-@pytest.mark.parametrize(
-    ("split", "effect"),
-    [
-        ("train", "runs learn it as both"),
-        ("val", "one of them counts as wrong in what is chosen on the validation images"),
-        ("test", "one of them counts as wrong in every accuracy"),
-    ],
-)
-def test_one_picture_in_two_classes_is_told(tmp_path, put, how, split, effect):
-    put(tmp_path, images(*(f"{part}/{name}" for part in ("train", "val", "test") for name in "abc"), n=4))
-    assert load_dataset(tmp_path).notes == ()
-    here = tmp_path / split
-    place = {"symlink": os.symlink, "hardlink": os.link}.get(how, shutil.copy)
-    place(here / "a" / "00.jpg", here / "b" / "again.jpg")
-    shutil.copy(here / "a" / "01.jpg", here / "a" / "twice.jpg")  # in one class nothing is wrong
-    (note,) = load_dataset(tmp_path).notes
-    example = f"{split}/b/again.jpg (the same as {split}/a/00.jpg)"
-    assert note == f"{tmp_path.name} has 1 image of {split} in two classes, such as {example}: {effect}."
-    shutil.copy(here / "a" / "02.jpg", here / "c" / "again.jpg")
-    (note,) = load_dataset(tmp_path).notes
-    assert f"has 2 images of {split} in two classes, such as {example} and 1 more: {effect}." in note

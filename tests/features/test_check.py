@@ -121,19 +121,6 @@ def test_features_computed_elsewhere_become_a_store_and_a_dataset(backbone: Back
     import_features(sources, tmp_path / "cache", backbone, name="elsewhere")
 
 
-def test_imported_images_in_two_classes_are_told(
-    backbone: Backbone, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    features = np.random.default_rng(0).normal(size=(6, backbone.embed_dim)).astype(np.float32)
-    features[4], features[5] = features[0], features[1]  # of one class, and of two
-    np.savez(tmp_path / "test.npz", features=features, labels=[0, 1, 2, 0, 0, 2], names=["a", "b", "c"])
-    import_features({"test": tmp_path / "test.npz"}, tmp_path / "cache", backbone, name="twins")
-    assert (
-        "twins has 1 image of equal features in two classes of test: one of them counts as wrong"
-        in caplog.text
-    )
-
-
 def test_imported_splits_of_the_same_images_are_told(
     backbone: Backbone, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
