@@ -10,7 +10,6 @@ from typing import Any
 from fastcoop.errors import UserError
 from fastcoop.grids.keys import RunKeys
 from fastcoop.methods import METHODS, RunSpec
-from fastcoop.methods.schedule import unused_settings
 from fastcoop.methods.text import check_texts
 
 log = logging.getLogger("fastcoop")
@@ -55,9 +54,9 @@ def _refuse_tower(run: RunSpec) -> None:
         )
 
 
-def warn_of_unused_settings(planned: Sequence[RunSpec]) -> None:
-    """Warn of settings that have no effect in some of the runs, and of what their methods note."""
+def log_notes(planned: Sequence[RunSpec]) -> None:
+    """Log what the methods note of their runs."""
     for method in dict.fromkeys(run.method for run in planned):
         runs = [run for run in planned if run.method == method]
-        for sentence in (*unused_settings(method, runs), *METHODS[method].notes(runs)):
+        for sentence in METHODS[method].notes(runs):
             log.warning(sentence)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
@@ -16,7 +14,6 @@ from fastcoop.errors import UserError
 from fastcoop.methods.base import Method, MethodSettings
 from fastcoop.methods.late import Backbone, torch
 from fastcoop.methods.spec import RunSpec
-from fastcoop.progress import counted
 
 PAPER_EPOCHS = {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}
 PAPER_EPOCHS_IMAGENET = 50
@@ -92,17 +89,6 @@ class ScheduleSettings(MethodSettings):
 
     epochs: EpochNumber | dict[Positive | Literal["all"], EpochNumber | str] | str = "paper"
     batch_size: BatchSize = 32
-
-    @field_validator("epochs", mode="before")
-    @classmethod
-    def _names_shots_once(cls, epochs: Any) -> Any:
-        if isinstance(epochs, dict):
-            if any(isinstance(one, bool | bytes) for pair in epochs.items() for one in pair):
-                raise ValueError("expected whole numbers, not yes or no")
-            names = Counter(map(str, epochs)).most_common(1) or [("no", 0)]
-            if names[0][1] != 1:
-                raise ValueError(f"it names {names[0][0]} shots{' twice' * bool(epochs)}")
-        return epochs
 
     @field_validator("epochs")
     @classmethod
@@ -205,21 +191,6 @@ def epochs_of(run: RunSpec[Any]) -> int:
     if epochs == "paper":
         return run.settings.paper_epochs(run.data.name, shots)
     return max(FEWEST_EPOCHS, round(int(epochs.split()[0]) / steps_per_epoch(run)))
-
-
-def unused_settings(method: str, runs: Sequence[RunSpec[Any]]) -> Iterator[str]:
-    """Yield a sentence per setting of a schedule that was given and changes nothing in some of a method's runs."""
-
-    def giving(name: str) -> list[RunSpec[Any]]:
-        trained = [run for run in runs if isinstance(run.settings, ScheduleSettings) and run.subset]
-        return [run for run in trained if name in run.settings.model_fields_set]
-
-    of = f"of {counted(len(runs), 'run')} of {method}"
-    if small := sum(len(run.subset.train) < run.settings.batch_size for run in giving("batch_size")):
-        yield f"In {small} {of}, batch_size is larger than the number of images: each batch has all images."
-    if short := sum(epochs_of(run) == 1 for run in giving("learning_rate")):
-        epoch = f"the only epoch is the warm-up, at {engine.schedule.WARMUP_RATE:g}"
-        yield f"In {short} {of}, learning_rate has no effect: {epoch}."
 
 
 def paper_epochs(dataset: str, shots: int | str) -> int:

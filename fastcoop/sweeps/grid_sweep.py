@@ -17,7 +17,7 @@ from fastcoop.datasets.load import ClassNames
 from fastcoop.errors import UserError
 from fastcoop.features.store import open_current, open_if_there
 from fastcoop.grids.grid import read_grid
-from fastcoop.grids.planning import plan_runs, warn_of_unused_settings
+from fastcoop.grids.planning import log_notes, plan_runs
 from fastcoop.methods import METHODS, Data, RunSpec
 from fastcoop.methods.late import fresh_state
 from fastcoop.progress import counted
@@ -208,7 +208,7 @@ def sweep(
     )
     digests = open_features(loaded, cache, open_unchanged if dry_run else open_if_there)
     planned = plan_runs(loaded.runs())  # raises for what is wrong in the grid before any work
-    warn_of_unused_settings(planned)
+    log_notes(planned)
 
     def make_plan(store: ResultsStore | None) -> SweepPlan:
         recorded = store.batches() if store else []

@@ -73,15 +73,3 @@ def test_many_runs_are_planned_and_found_done(tmp_path: Path) -> None:
     write_backbone(tmp_path / "tiny")
     found = trial(3600, tmp_path, share=0.5)
     assert (found["runs"], found["done"], found["left"]) == (3600, 1800, 1800)
-
-
-def test_settings_that_change_nothing_in_some_runs_are_said_once(
-    run: Callable[..., Summary], grid: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    settings = {"context_length": 2, "epochs": 1, "learning_rate": [0.1, 0.2], "batch_size": 64}
-    run(grid | {"methods": {"coop": settings}, "shots": 1, "seeds": 1}, results=tmp_path, dry_run=True)
-    said = [record.message for record in caplog.records if "runs of coop" in record.message]
-    assert [sentence.partition(":")[0] for sentence in said] == [
-        "In 2 of 2 runs of coop, batch_size is larger than the number of images",
-        "In 2 of 2 runs of coop, learning_rate has no effect",
-    ]

@@ -16,7 +16,6 @@ from fastcoop.errors import UserError
 from fastcoop.grids import read_grid
 from fastcoop.methods import METHODS, Data, expand, get_method
 from fastcoop.methods.adapters import ADAPTERS
-from fastcoop.methods.schedule import unused_settings
 from tests.advice import follows
 from tests.methods.conftest import job
 
@@ -50,7 +49,7 @@ IN_RANGE = {
 }
 NO_NUMBERS = [
     *(float("inf"), float("nan"), "1e400", "inf", "-inf", 10**400, 1e39, -1, 0, 10**12, True, False, None),
-    *(b"1", "\u00b2", "one", "9" * 5000, {}, [[]], {1: True}, {1: float("inf")}),
+    *(b"1", "\u00b2", "one", "9" * 5000, [[]], {1: float("inf")}),
 ]
 
 
@@ -87,7 +86,6 @@ def test_numbers_as_text_are_numbers(name: str, field: str) -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("coop", {"epochs": {1: 5, "1": 6}}, "names 1 shots twice"),
         ("coop", {"epochs": {1: f"{LONGEST + 1} steps"}}, "at most 1000000 steps"),
         ("coop", {"batch_size": LARGEST_BATCH + 1}, "less than or equal to 65536"),
         ("coop", {"learning_rate": 1e-50}, "a number that float32 holds"),
@@ -268,20 +266,6 @@ def test_a_context_length_beside_other_words_is_refused(name: str, backbone: Bac
 def test_looking_less_often_than_a_run_has_epochs_is_refused(data: Data) -> None:
     with pytest.raises(UserError, match="val_every of coop is 9, but a run has 3 epochs"):
         get_method("coop").check(job(data, "coop", select="best_val", val_every=9, epochs=3))
-
-
-def test_schedules_that_settings_do_not_reach_are_said(data: Data) -> None:
-    """6 images are drawn; the first of all epochs has a rate of its own."""
-    jobs = [job(data, "coop", batch_size=size, epochs=3) for size in (2, 6, 7)]
-    assert [*unused_settings("coop", jobs)] == [
-        "In 1 of 3 runs of coop, batch_size is larger than the number of images: each batch has all images."
-    ]
-    short = [job(data, "text_bias", learning_rate=rate, epochs=1) for rate in (0.1, 0.2)]
-    (sentence,) = unused_settings("text_bias", short)
-    assert sentence.startswith(
-        "In 2 of 2 runs of text_bias, learning_rate has no effect: the only epoch is the"
-    )
-    assert not [*unused_settings("coop", [job(data, "coop", epochs=1)])]
 
 
 def test_the_longest_schedule_and_largest_batch_fit_memory() -> None:
