@@ -35,6 +35,21 @@ def test_runs_of_many_seeds_share_their_subsets() -> None:
     assert all(data.subset(1, seed) is subset for seed, subset in enumerate(first))
 
 
+def test_runs_share_the_training_features_that_were_read_last(
+    data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subsets = [data.subset(2, seed) for seed in (1, 2, 3)]
+    first, second = (data.train_views(subset)[0] for subset in subsets[:2])
+    for subset, found in zip(subsets, (first, second), strict=False):
+        assert np.array_equal(found, data.store.train(subset.train)[:, 1:])
+    assert np.shares_memory(first, data.train_views(subsets[0])[0])
+    two = 2 * data.train(subsets[0])[0].nbytes
+    monkeypatch.setattr("fastcoop.methods.data.KEPT_BYTES", two)
+    data.train_views(subsets[2])
+    assert np.shares_memory(first, data.train_views(subsets[0])[0])
+    assert not np.shares_memory(second, data.train_views(subsets[1])[0])
+
+
 def text_features(backbone: Backbone, prompts: list[str]) -> np.ndarray:
     with torch.no_grad():
         return backbone.model.encode_text(backbone.tokenizer(prompts), normalize=True).numpy()

@@ -17,6 +17,7 @@ from fastcoop.grids import read_grid
 from fastcoop.methods import METHODS, Data, expand, get_method
 from fastcoop.methods.adapters import ADAPTERS
 from tests.advice import follows
+from tests.golden.test_keys import NOT_HERE
 from tests.methods.conftest import job
 
 NUMBERS = [
@@ -122,6 +123,18 @@ def test_the_prompt_of_a_dataset_is_in_the_keys_of_methods_that_read_it(
     other = Data(replace(data.dataset, template="the {}."), data.store, data.views)
     keys = [METHODS[name].key_settings(job(one, name), backbone) for one in (data, other)]
     assert keys[0] != keys[1]
+
+
+def test_the_defaults_of_methods_without_known_keys_are_the_official_ones() -> None:
+    """The other methods' are in the keys of ``tests/golden``."""
+    net = {"init": "random", "context_length": 4, "reduction": 4, "learning_rate": 0.002}
+    tuned = {"selection": "fixed", "tuned_on": "imagenet", "learning_rate": None, "lmbda": None}
+    steps = {"epochs": "paper", "batch_size": 32}
+    assert {name: METHODS[name].Settings().model_dump() for name in NOT_HERE} == {
+        "tcp": {**steps, **net, "lmbda": 8.0, "layer": 8, "template": None},
+        "prolip": {**tuned, "epochs": 300},
+        "finetune_image_encoder": {**steps, "learning_rate": 1e-5},
+    }
 
 
 # For each setting of each method: what else is given, and two values of it.
