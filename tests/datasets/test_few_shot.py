@@ -148,6 +148,16 @@ def test_a_json_that_does_not_fit(folder, entry, expected):
         few_shot(load_dataset(folder), 1, 1)
 
 
+def test_a_json_with_validation_images_that_the_dataset_lacks(folder):
+    dataset = load_dataset(folder)
+    dataset.fewshot_dir.mkdir()
+    content = {"train": [["t001.jpg", 0, "a"]], "val": [["v000.jpg", 0, "a"]]}
+    (dataset.fewshot_dir / "shot_1-seed_1.json").write_text(json.dumps(content))
+    splits = {name: split for name, split in dataset.splits.items() if name != "val"}
+    with pytest.raises(UserError, match="has val images, but mine has no val split; delete it"):
+        few_shot(replace(dataset, splits=splits), 1, 1)
+
+
 class Datum:
     """Written as the official code's class is; only ``pickle`` ever sees it under that name."""
 
@@ -302,22 +312,24 @@ def test_draws_written_as_jsonl_read_back_and_are_those_of_2sfs(folder, tmp_path
     train, val = write_draw(dataset, shots, 9, dataset.fewshot_dir)
     for path in (train, val):
         text = path.read_text().replace(str(dataset.root), "/somewhere/DATA/mine")
-        path.with_name(path.name.replace("seed_9", "seed_1")).write_text(text)
+        path.with_name(path.name.replace("seed_9", "seed_1")).write_text(text, encoding="utf-8-sig")
         path.unlink()
     assert drawn(dataset, few_shot(dataset, shots, 1)) == drawn(dataset, few_shot(dataset, shots, 9))
 
 
-@pytest.mark.parametrize("separator", ["\u2028", "\x85"])
-def test_draws_read_back_where_a_name_has_a_line_separator(folder, separator):
-    name = f"t{separator}000.jpg"
-    (folder / "images" / "t000.jpg").rename(folder / "images" / name)
+# Separators of lines; a byte that is no UTF-8; and letters composed or not, as another file's of the same class.
+@pytest.mark.parametrize("odd", [["\u2028"], ["\x85"], ["\udcff"], ["\u00e9", "e\u0301"]])
+def test_draws_read_back_whatever_the_letters_of_a_name(folder, odd):
+    names = [f"t{one}000.jpg" for one in odd]
     split = json.loads((folder / "split.json").read_text())
-    split["train"][0][0] = name
+    for entry, name in zip(split["train"][::2], names, strict=False):
+        (folder / "images" / entry[0]).rename(folder / "images" / name)
+        entry[0] = name
     (folder / "split.json").write_text(json.dumps(split))
     dataset = load_dataset(folder)
     expected = drawn(dataset, few_shot(dataset, 24, 1))
     write_draw(dataset, 24, 1, dataset.fewshot_dir)
-    assert name in expected[0]
+    assert {*names} <= {*expected[0]}
     assert drawn(dataset, few_shot(dataset, 24, 1)) == expected
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from fastcoop.datasets import few_shot, load_dataset, write_draw
+from fastcoop.datasets.dataset import half_of
 from fastcoop.datasets.fewshot import validation_images
 from fastcoop.errors import UserError
 
@@ -41,6 +43,10 @@ def test_halves_are_the_official_ones(tmp_path, put, half):
     for name, split in whole.splits.items():
         assert pairs(part.splits[name]) == officially(pairs(split), half)
     assert len({whole.digest, part.digest}) == 2
+    ids = tuple(f"n0000000{number}" for number in range(5))
+    assert half_of(replace(whole, class_ids=ids), half).class_ids == (ids[:3] if half == "base" else ids[3:])
+    (tmp_path / "animals").rename(tmp_path / "more:animals")
+    assert load_dataset(f"{tmp_path}/more:animals:{half}").class_names == part.class_names
 
 
 @pytest.mark.parametrize("shots", [2, 7, "all"])
