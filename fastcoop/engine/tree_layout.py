@@ -129,9 +129,12 @@ class TreeLayout:
 
 
 def _mask(tree: Tree, queries: np.ndarray, keys: np.ndarray, dtype: torch.dtype) -> Tensor:
-    """Return the additive mask of nodes (bundles, queries) reading (bundles, keys); one where all are equal."""
+    """Return the additive mask of nodes (bundles, queries) reading (bundles, keys); one where all are equal.
+
+    Padding reads everything: a softmax over masked keys alone is not finite.
+    """
     key, query = keys[:, None, :], queries[:, :, None]
-    allowed = (key != NONE) & (key <= query) & (query < tree.subtree_end[key])
+    allowed = (query == NONE) | (key != NONE) & (key <= query) & (query < tree.subtree_end[key])
     if (allowed == allowed[:1]).all():
         allowed = allowed[:1]
     return torch.zeros(allowed.shape, dtype=dtype).masked_fill_(torch.as_tensor(~allowed), -torch.inf)

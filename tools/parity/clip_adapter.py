@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fastcoop.methods import METHODS
@@ -38,7 +39,7 @@ def compare(folder: Path, method: str) -> Iterator[Row]:
             weights, losses, logits = run_official(trainers, run, start, epochs, size, rate)
 
             def apart(one: Mapping[str, Any], weights=weights, start=start) -> float:
-                return max(moved(one[name], weights[name], start[name]) for name in weights)
+                return float(np.max([moved(one[name], weights[name], start[name]) for name in weights]))
 
             if (difference := apart(found.weights)) <= world.TRAINED:
                 yield Row("both layers", difference)
