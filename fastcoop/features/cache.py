@@ -152,6 +152,11 @@ def cache_features(
                 if not plan.chunks:
                     assemble(plan, path, skip_unreadable)
     _report(dataset, failures, skip_unreadable)
+    if left := sum(map(len, plan.skipped.values())):
+        log.warning(
+            f"Still left out of {dataset.name}: {counted(left, 'image')} that could not be read earlier; to try "
+            "again, run `fastcoop cache-features` without --skip-unreadable."
+        )
     _check_coverage(dataset, FeatureStore.open(path), draws, subsets)
     return path
 

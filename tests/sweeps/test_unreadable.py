@@ -75,6 +75,37 @@ def test_an_image_is_repaired(tmp_path: Path, places: list[str], capsys: pytest.
     assert load_results(tmp_path / "results").train_images.item() == 16
 
 
+@follows("Still left out of {}: {} that could not be read earlier; to try again, run")
+def test_a_repaired_image_is_left_out_until_it_is_tried_again(
+    world: Path, tmp_path: Path, places: list[str], capsys: pytest.CaptureFixture[str], caplog: Any
+) -> None:
+    folder = tmp_path / "data" / "colours" / "train" / "green"
+    whole = (folder / "0.png").read_bytes()
+    damage(folder)
+    sweep = sweep_of(tmp_path, places)
+    assert run(capsys, *sweep, "--skip-unreadable")[0] == 0
+    assert "Still left out" not in caplog.text
+    (folder / "0.png").write_bytes(whole)
+    for options in ([], ["--skip-unreadable"]):
+        caplog.clear()
+        assert run(capsys, *sweep, *options)[0] == 0
+        assert "Still left out of colours: 1 image that could not be read earlier" in caplog.text
+    cache = [
+        "cache-features",
+        "colours",
+        *places,
+        "--backbone",
+        str(world / "tiny"),
+        "--shots",
+        "4",
+        "--seeds",
+        "1",
+    ]
+    assert run(capsys, *cache, "--views", "1")[0] == 0
+    assert run(capsys, *sweep)[0] == 0
+    assert load_results(tmp_path / "results").train_images.tolist() == [15, 16]
+
+
 def test_a_run_on_all_images_has_the_shots_that_could_be_read(
     tmp_path: Path, places: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
