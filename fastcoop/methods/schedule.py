@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
@@ -89,6 +90,17 @@ class ScheduleSettings(MethodSettings):
 
     epochs: EpochNumber | dict[Positive | Literal["all"], EpochNumber | str] | str = "paper"
     batch_size: BatchSize = 32
+
+    @field_validator("epochs", mode="before")
+    @classmethod
+    def _names_shots_once(cls, epochs: Any) -> Any:
+        if isinstance(epochs, dict):
+            if any(isinstance(one, bool | bytes) for pair in epochs.items() for one in pair):
+                raise ValueError("expected whole numbers, not yes or no")
+            names = Counter(map(str, epochs)).most_common(1) or [("no", 0)]
+            if names[0][1] != 1:
+                raise ValueError(f"it names {names[0][0]} shots{' twice' * bool(epochs)}")
+        return epochs
 
     @field_validator("epochs")
     @classmethod

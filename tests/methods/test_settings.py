@@ -50,7 +50,7 @@ IN_RANGE = {
 }
 NO_NUMBERS = [
     *(float("inf"), float("nan"), "1e400", "inf", "-inf", 10**400, 1e39, -1, 0, 10**12, True, False, None),
-    *(b"1", "\u00b2", "one", "9" * 5000, [[]], {1: float("inf")}),
+    *(b"1", "\u00b2", "one", "9" * 5000, {}, [[]], {1: True}, {1: float("inf")}),
 ]
 
 
@@ -87,6 +87,7 @@ def test_numbers_as_text_are_numbers(name: str, field: str) -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
+        ("coop", {"epochs": {1: 5, "1": 6}}, "names 1 shots twice"),
         ("coop", {"epochs": {1: f"{LONGEST + 1} steps"}}, "at most 1000000 steps"),
         ("coop", {"batch_size": LARGEST_BATCH + 1}, "less than or equal to 65536"),
         ("coop", {"learning_rate": 1e-50}, "a number that float32 holds"),
