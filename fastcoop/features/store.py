@@ -250,7 +250,8 @@ class FeatureStore:
         Args:
             indices: (n,) into the dataset's training split. Those skipped as unreadable are left out.
             kind: Kind of the features: "coop", "tip", "flip" or "pre", as `cache_features` takes them. Imported
-                features have one set of augmented views, which stands for any kind but "pre".
+                features have one set of augmented views, which stands for any kind but "pre"; of it, runs that read
+                "flip" take the first.
             as_stored: Whether to return them in the store's dtype, in place of float32.
 
         Raises:

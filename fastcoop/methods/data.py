@@ -126,7 +126,8 @@ class Data:
         if key not in self._train:
             assert self.store is not None
             features = self.store.train(subset.train, kind=kind, as_stored=True)
-            features = features[:, : 1 + self.views]
+            # Imported features have other views in place of the mirrored crop, which is one, as run keys have it.
+            features = features[:, : 1 + (min(1, self.views) if kind == "flip" else self.views)]
             self._train[key] = features.numpy(), self.store.train_labels(subset.train).numpy()
             while len(self._train) > 1 and sum(f.nbytes for f, _ in self._train.values()) > KEPT_BYTES:
                 self._train.popitem(last=False)
