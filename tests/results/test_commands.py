@@ -455,6 +455,20 @@ def test_merging_stops_at_a_damaged_description_and_copies_any_grid(
     assert (tmp_path / "all" / "grid.yaml").read_bytes() == b"# caf\xe9"
 
 
+def test_merging_keeps_the_files_of_merged_runs_where_the_description_is_damaged(
+    folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all" / "datasets.json").write_text("{")
+    with pytest.raises(UserError, match=r"datasets\.json cannot be read"):
+        merge_results(folder, tmp_path / "all")
+    assert len(load_results(tmp_path / "all")) == len(load_results(folder))
+    kept, expected = (
+        sorted(one.name for one in (at / "contexts").iterdir()) for at in (tmp_path / "all", folder)
+    )
+    assert kept == expected
+
+
 def test_merging_brings_nearest_words_and_tells_of_failures(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

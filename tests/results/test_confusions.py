@@ -55,16 +55,16 @@ def test_the_tables_are_scikit_learns_numbers(seed: int) -> None:
 
 
 def test_pairs_are_counted_both_ways_and_sorted_by_images_then_share() -> None:
-    counts = [[5, 3, 0, 0], [2, 6, 0, 1], [0, 0, 9, 4], [0, 0, 1, 90]]
+    counts = [[50, 3, 0, 0], [2, 60, 0, 0], [0, 0, 9, 4], [0, 1, 1, 10]]
     names = pd.Index(list("abcd"))
     pairs = read.confused_pairs(pd.DataFrame(counts, names, names))
     assert pairs[["first", "second", "images"]].to_numpy().tolist() == [
-        ["a", "b", 5],
         ["c", "d", 5],
+        ["a", "b", 5],
         ["b", "d", 1],
     ]
-    assert pairs.share.tolist() == pytest.approx([500 / 17, 500 / 104, 100 / 100])
-    assert pairs.loc[0, ["first_as_second", "second_as_first"]].tolist() == [3, 2]
+    assert pairs.share.tolist() == pytest.approx([500 / 25, 500 / 115, 100 / 74])
+    assert pairs[["first_as_second", "second_as_first"]].to_numpy().tolist() == [[4, 1], [3, 2], [0, 1]]
     assert read.confused_pairs(pd.DataFrame(np.eye(3, dtype=int))).empty
 
 
@@ -126,13 +126,17 @@ def test_a_run_is_shown_for_its_mean_over_seeds_and_its_median_seed() -> None:
     rows = [
         ("few", 1, 1, 99.0),  # fewer shots
         *(("best", 16, seed, accuracy) for seed, accuracy in ((1, 70.0), (2, 80.0), (3, 72.0), (4, 90.0))),
-        *(("lucky", 16, seed, accuracy) for seed, accuracy in ((1, 95.0), (2, 10.0), (3, np.nan))),
+        *(("lucky", 16, seed, accuracy) for seed, accuracy in ((1, 95.0), (2, 10.0), (3, 96.0), (4, np.nan))),
     ]
     table = pd.DataFrame(rows, columns=["label", "shots", "seed", "accuracy"])
     table = table.assign(backbone="b", settings="{}")
     shown = read.representative_run(table)
     assert (shown.label, shown.seed) == ("best", 3)
     assert read.representative_run(table.replace({"shots": {1: "all"}})).label == "few"
+    best, lucky = table.label == "best", table.label == "lucky"
+    for column, other in (("backbone", "a"), ("settings", '{"epochs": 3}')):  # nor are these in one mean
+        mixed = table.assign(label="one", **{column: table[column].where(lucky, other)})
+        assert read.representative_run(mixed[best | lucky]).accuracy == 72
     with pytest.raises(UserError, match="diverged"):
         read.representative_run(table.assign(accuracy=np.nan))
 

@@ -42,6 +42,8 @@ def test_calibration_is_scikit_learns_curve(seed: int, bins: int) -> None:
     assert calibration_error(said, bins) == pytest.approx(expected, abs=1e-6)
     certain = replace(said, predicted=said.labels, confidence=np.ones_like(said.confidence))
     assert calibration_error(certain) == 0
+    halves = Predictions(("a", "b"), np.array([0, 0, 0]), np.array([0, 0, 1]), np.float16([0.5, 0.5, 0.75]))
+    assert calibration_error(halves, bins=2) == pytest.approx(100 * (1 + 0.75) / 3), "an edge ends its bin"
 
 
 def test_the_paired_test_counts_all_ways_of_tossing() -> None:
@@ -54,5 +56,10 @@ def test_the_paired_test_counts_all_ways_of_tossing() -> None:
     tosses = np.array([sum(toss) for toss in itertools.product((0, 1), repeat=10)])
     assert found.p == pytest.approx((np.abs(tosses - 5) >= 3).mean())
     assert paired_test(first, first) == (0, 0, 1.0)
-    with pytest.raises(UserError, match="other images"):
-        paired_test(first, replace(second, labels=1 - labels))
+    for change in ({"labels": 1 - labels}, {"class_names": ("a", "c")}):
+        with pytest.raises(UserError, match="other images"):
+            paired_test(first, replace(second, **change))
+    lost = replace(second, predicted=np.full(14, -1))
+    for pair in ((first, lost), (lost, first)):
+        with pytest.raises(UserError, match="diverged"):
+            paired_test(*pair)
