@@ -6,6 +6,7 @@ import contextlib
 import functools
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -79,6 +80,14 @@ def test_runs_over_the_same_images_share_one_copy_on_the_device_in_their_own_dty
     together = train(backbone32, runs)
     for number, run in enumerate(runs):
         assert distance(together[number].contexts, train(backbone32, [run])[0].contexts) < 1e-6
+
+
+def test_runs_over_other_images_or_labels_of_the_same_memory_share_none(backbone, make_run):
+    run = make_run(images=8, epochs=4)
+    rows, labels = (run.features[:4], run.features[::2]), (run.labels[:4], (run.labels[:4] + 1) % 4)
+    runs = [replace(run, features=one, labels=of) for one in rows for of in labels]
+    for one, found in zip(runs, train(backbone, runs), strict=True):
+        assert distance(found.contexts, train(backbone, [one])[0].contexts) < 1e-9
 
 
 def test_a_step_is_recorded_once_and_replayed(monkeypatch):

@@ -101,12 +101,14 @@ def test_a_run_has_the_same_bits_alone_and_in_company(wide, number):  # noqa: F8
 @pytest.mark.parametrize("numbers", [2000, 200])
 def test_parts_of_the_loss_add_up_and_do_not_depend_on_companions(backbone32, make_run, monkeypatch, numbers):
     runs = [fast(make_run(seed=seed, images=30), 5, pull=True) for seed in range(3)]
+    runs += [replace(run, objective=Smoothed(0.3 * n)) for n, run in enumerate(runs)]
     whole = train(backbone32, runs)
     monkeypatch.setattr("fastcoop.engine.fit.LOSS_NUMBERS", {True: numbers, False: numbers})
     cut = train(backbone32, runs)
     for run, a, b in zip(runs, whole, cut, strict=True):
         assert distance(a.contexts - run.contexts, b.contexts - run.contexts) < 1e-3
         assert torch.equal(train(backbone32, [run])[0].contexts, b.contexts)
+        assert a.losses == pytest.approx(b.losses, rel=1e-3)
     assert not torch.equal(whole[0].contexts, cut[0].contexts)  # it was cut
 
 
@@ -176,6 +178,9 @@ class TwoParts(Smoothed):
         first = super().losses(texts, images)
         return first, images.logits(texts).square().mean(-1)
 
+    def penalty(self, texts: Tensor) -> Tensor:
+        return 9 * texts[:, 0].square()[:, 0]
+
     def combine(self, grads):
         return grads[0] + 0.5 * grads[1]
 
@@ -188,8 +193,10 @@ def test_runs_of_several_objectives_and_schedules_train_together(backbone, make_
         def losses(self, texts, images):
             return super().losses(texts, images) + 0.5 * images.logits(texts).square().mean(-1)
 
+        penalty = TwoParts.penalty
+
     def runs(*objectives):
-        given = [make_run(seed=seed, images=40) for seed in range(2)]
+        given = [make_run(seed=seed, images=images) for seed, images in enumerate((40, 20))]
         given.append(fast(make_run(PromptLayout(3, "mid"), seed=2), 6))
         return [replace(run, objective=one) for run, one in zip(given, objectives, strict=True)]
 
@@ -197,6 +204,7 @@ def test_runs_of_several_objectives_and_schedules_train_together(backbone, make_
     same = train(backbone, runs(Smoothed(0.0), CrossEntropy(), Smoothed(0.0)))
     for ours, theirs in zip(same, plain, strict=True):
         assert distance(ours.contexts, theirs.contexts) < 1e-12
+        assert ours.losses == pytest.approx(theirs.losses, rel=1e-6)
     mixed = runs(Smoothed(0.3), TwoParts(0.2), TwoParts(0.1))
     together, added = train(backbone, mixed), train(backbone, runs(Smoothed(0.3), Added(0.2), Added(0.1)))
     for run, ours, theirs, other in zip(mixed, together, added, plain, strict=True):
@@ -204,15 +212,30 @@ def test_runs_of_several_objectives_and_schedules_train_together(backbone, make_
         assert distance(ours.contexts, train(backbone, [run])[0].contexts) < 1e-12
         assert distance(ours.contexts, other.contexts) > 1e-6
 
+    class First(TwoParts):
+        combine = Objective.combine
+
+    class Only(Smoothed):
+        penalty = TwoParts.penalty
+
+    first, only = (train(backbone, runs(*[one(0.2)] * 3)) for one in (First, Only))
+    for ours, theirs in zip(first, only, strict=True):
+        assert distance(ours.contexts, theirs.contexts) < 1e-9
+        assert ours.losses == pytest.approx(theirs.losses, rel=1e-6)
+
 
 def test_numpy_s_numbers_differ_from_run_to_run_too(backbone, make_run):
     run = make_run()
     pulled = [
         replace(run, objective=PullToPrompt(torch.eye(len(run.class_names), backbone.embed_dim), weight))
-        for weight in np.float32([0.0, 30.0])
+        for weight in np.float32([0.0, 30.0, 60.0])
     ]
-    for ours, alone in zip(train(backbone, pulled), pulled, strict=True):
+    together = train(backbone, pulled)
+    for ours, alone in zip(together, pulled, strict=True):
         assert distance(ours.contexts, train(backbone, [alone])[0].contexts) < 1e-9
+    free, held, more = (one.losses[0] for one in together)
+    assert more - held == pytest.approx(held - free)
+    assert held - free > 1
 
 
 @pytest.mark.parametrize(

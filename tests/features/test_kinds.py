@@ -195,6 +195,20 @@ def test_a_changed_picture_and_a_changed_byte_are_noticed_in_every_kind(
     assert not check_store(again.path).ok
 
 
+def test_the_digest_before_the_projection_is_of_the_images_tested_on(
+    backbone: Backbone, dataset: Dataset, tmp_path: Path
+) -> None:
+    store = cached(backbone, dataset, tmp_path, kinds=("pre",))
+    more = cached(backbone, dataset, tmp_path, kinds=("pre", "tip"), seeds=(1, 2))
+    assert store.before_digest is not None
+    assert more.before_digest == store.before_digest
+    Image.new("RGB", (9, 9)).save(dataset.root / dataset.splits["test"].paths[0])
+    unchanged = FeatureStore.open(store.path, backbone, dataset, only_unchanged=True)
+    assert unchanged.changed_images == 1
+    assert more.before_digest != unchanged.before_digest
+    assert more.digest != unchanged.digest
+
+
 def test_workers_read_what_the_store_held_when_it_was_planned(
     backbone: Backbone, dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -218,6 +232,9 @@ def test_data_offers_the_views_of_each_kind(backbone: Backbone, dataset: Dataset
         assert np.array_equal(stored, features[:, 1:])
         assert none.train_views(subset, kind)[0].shape[1] == 1
     assert np.array_equal(data.train(subset, "tip")[0][:, 0], data.train(subset)[0][:, 0])
+    backwards = subset.train[::-1].copy()
+    assert torch.equal(store.train(backwards), store.train(subset.train).flip(0))
+    assert store.train_labels(backwards).tolist() == dataset.splits["train"].labels[backwards].tolist()
     assert data.validation(subset, "pre")[0].shape[1] == data.split("test", "pre")[0].shape[1] == 64
 
 
@@ -232,14 +249,19 @@ def test_a_store_without_a_kind_names_the_command_and_imported_views_stand_for_e
     with pytest.raises(UserError, match=r'There is no kind of features "tips"\. Did you mean "tip"\?'):
         cached(backbone, dataset, tmp_path, kinds=("tips",))
     rng = random.Random(0)
-    for split in ("train", "test"):
+    for split in ("test", "train"):
         features = np.array([[[rng.random() for _ in range(8)] for _ in range(3)] for _ in range(4)])
-        names = np.array(["cat", "dog"])
-        np.savez(tmp_path / f"{split}.npz", features=features, labels=np.array([0, 1, 0, 1]), names=names)
+        rest = {"labels": np.array([0, 1, 0, 1]), "names": np.array(["cat", "dog"])}
+        np.savez(tmp_path / f"{split}.npz", features=features, **rest)
     sources = {split: tmp_path / f"{split}.npz" for split in ("train", "test")}
     imported = FeatureStore.open(import_features(sources, tmp_path, backbone, name="birds"))
     for kind in ("tip", "flip"):
         assert torch.equal(imported.train([0, 3], kind=kind), imported.train([0, 3]))
+    features[:, 2] += 1  # the digest is of all views
+    np.savez(sources["train"], features=features, **rest)
+    other = FeatureStore.open(import_features(sources, tmp_path / "other", backbone, name="birds"))
+    assert other.digest != imported.digest
+    assert other.train_digest(np.arange(4)) == imported.train_digest(np.arange(4))
     with pytest.raises(UserError, match="name a dataset of images"):
         imported.split("test", "pre")
     assert cached(backbone, dataset, tmp_path, kinds=("pre",)).split("test", "pre")[0].shape == (9, 64)
