@@ -102,15 +102,6 @@ class ResultsStore:
             self._put("scores", _score_row(key, score))
         self._db.execute("DELETE FROM failures WHERE key = ?", (key,))
 
-    def complete(self, key: str, dataset: str, inputs: ScoreInputs, settings: str) -> None:
-        """Add what databases of version 1 did not store of a run and its test on ``dataset``."""
-        with self._transaction() as db:
-            db.execute(
-                "UPDATE scores SET features = ?, images = ?, prompts = ? WHERE key = ? AND dataset = ?",
-                (inputs.features, inputs.images, inputs.prompts, key, dataset),
-            )
-            db.execute("UPDATE runs SET settings = ? WHERE key = ?", (settings, key))
-
     def batches(self) -> list[Batch]:
         """Return the recorded batches of training runs, in the order they were planned."""
         columns = "method, backbone, keys, threads, budget, cost, attempt"

@@ -35,7 +35,6 @@ from fastcoop.sweeps.loading import load_grid, open_features, open_unchanged
 from fastcoop.sweeps.loop import RunLoop
 from fastcoop.sweeps.records import (
     Tests,
-    complete_records,
     describe_datasets,
     missing_tests,
     training_images_changed,
@@ -242,7 +241,6 @@ def sweep(
         names_file = class_names if isinstance(class_names, str | Path) else None
         write_grid(folder, loaded.grid.source, data_root, cache, names_file)
         add_datasets(folder, describe_datasets(loaded.datasets.values()))
-        complete_records(store, planned)
         plan = make_plan(store)
         executor: Executor = SerialExecutor(loaded)
         if backend == "dask" and plan.batches:

@@ -175,13 +175,3 @@ def _is_same_test(run: RunSpec, data: Data, before: ScoreInputs) -> bool:
     if data is run.data and before.features is None:
         return True  # of version 1: the run's key covers its own dataset's features and prompt
     return before.prompts == now.prompts and now.features in (None, before.features)
-
-
-def complete_records(store: ResultsStore, planned: list[RunSpec]) -> None:
-    """Add what databases of version 1 did not store of these runs and their tests on their own datasets."""
-    tested = store.finished()
-    for run in planned:
-        data = run.data
-        inputs, before = score_inputs(run, data), tested.get(run.key, {}).get(data.name)
-        if before is not None and before.features is None and before.test == inputs.test:
-            store.complete(run.key, data.name, inputs, recorded_settings(METHODS[run.method], run))
