@@ -14,7 +14,7 @@ from fastcoop.progress import progress
 
 # A record of one image file: bytes, nanoseconds since 1970 of the last change, and the digest of the bytes.
 FILE = np.dtype([("size", "<i8"), ("mtime_ns", "<i8"), ("sha256", "u1", 32)])
-UNKNOWN = -1  # size and time where no record was kept, as in stores of format version 1
+UNKNOWN = -1  # size and time where no record was kept, as of imported features
 
 
 def unknown_files(count: int) -> np.ndarray:

@@ -21,11 +21,10 @@ from fastcoop.datasets.dataset import (
     half_of,
     rows_in_whole,
     split_spec,
-    warn_once,
 )
 from fastcoop.datasets.load import ClassNames, own_specs
 from fastcoop.errors import MissingFile, UserError, abbreviate
-from fastcoop.features.image_files import UNKNOWN, find_changes
+from fastcoop.features.image_files import find_changes
 from fastcoop.features.store_file import (
     BEFORE,
     FEATURES,
@@ -334,13 +333,12 @@ class FeatureStore:
     def _without_changed_images(self, dataset: Dataset) -> FeatureStore:
         """Leave out images whose files have changed, and note the present times of files with the same bytes. The
         digests of splits that lack images differ from those of the file."""
-        kept, changed, has_new_times, unknown = {}, {}, False, 0
+        kept, changed, has_new_times = {}, {}, False
         sha256, kinds_sha256 = dict(self.meta.sha256), dict(self.meta.kinds_sha256)
         for name, split in self._splits.items():
             paths = [dataset.root / dataset.splits[name].paths[index] for index in split.index]
             differs, files = find_changes(paths, split.files, f"Reading image files of {dataset.name}")
             has_new_times |= not np.array_equal(files["mtime_ns"], split.files["mtime_ns"])
-            unknown += int((files["size"] == UNKNOWN).sum())
             kept[name] = replace(split, files=files)
             if differs.any():
                 changed[name] = split.index[differs]
@@ -348,11 +346,6 @@ class FeatureStore:
                 for digests in (sha256, kinds_sha256):
                     for one in (one for one in digests if one.partition("/")[0] == name):
                         digests[one] += f" without {changed[name].tolist()}"
-        if unknown:
-            warn_once(
-                f"{self.path} does not record the image files of {counted(unknown, 'image')}, since an older fastcoop "
-                "wrote it: whether they have changed cannot be known. Delete it to encode them again."
-            )
         meta = replace(self.meta, sha256=sha256, kinds_sha256=kinds_sha256)
         return replace(self, meta=meta, _splits=kept, changed=changed, has_new_times=has_new_times)
 

@@ -182,8 +182,8 @@ class StoreFile:
             content = file.read() if on_windows else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             with h5py.File(_seekable(content), "r") as store:
                 _check_heaps(store, content)
-                meta, version = _read_meta(path, store)
-                splits = {one: _read_split(store[one], one, meta, version, content) for one in meta.expected}
+                meta = _read_meta(path, store)
+                splits = {one: _read_split(store[one], one, meta, content) for one in meta.expected}
         return cls(path, meta, splits, content, identity)
 
     @property
@@ -415,20 +415,20 @@ def _check_heaps(file: h5py.File, content: bytes | mmap.mmap) -> None:
         position = max(position, after)
 
 
-def _read_meta(path: Path, file: h5py.File) -> tuple[StoreMeta, int]:
+def _read_meta(path: Path, file: h5py.File) -> StoreMeta:
     if file.attrs.get("format") != FORMAT:
         raise UserError(f"{path} is an HDF5 file but not a feature store of fastcoop.")
     version = int(file.attrs["format_version"])
-    if version > FORMAT_VERSION:
+    if version not in (2, FORMAT_VERSION):
         raise UserError(
-            f"{path} has format version {version} and this fastcoop reads up to {FORMAT_VERSION}; "
+            f"{path} has format version {version} and this fastcoop reads 2 to {FORMAT_VERSION}; "
             "update fastcoop, or use another cache folder."
         )
     text = file[META].asstr()[()]
-    if version > 1 and hashlib.sha256(text.encode()).hexdigest() != file.attrs[META_SHA256]:
+    if hashlib.sha256(text.encode()).hexdigest() != file.attrs[META_SHA256]:
         raise ValueError("its description has changed since it was written")
     try:
-        return _META.validate_python(json.loads(text)), version
+        return _META.validate_python(json.loads(text))
     except ValidationError as error:
         wrong = error.errors()[0]
         place = ".".join(map(str, wrong["loc"]))
@@ -437,21 +437,18 @@ def _read_meta(path: Path, file: h5py.File) -> tuple[StoreMeta, int]:
         ) from None
 
 
-def _read_split(
-    group: h5py.Group, name: str, meta: StoreMeta, version: int, content: bytes | mmap.mmap
-) -> StoredSplit:
+def _read_split(group: h5py.Group, name: str, meta: StoreMeta, content: bytes | mmap.mmap) -> StoredSplit:
     """Check a split's tables, and return them with its features mapped."""
     index, labels = group["index"][:], group["labels"][:]
     if (np.diff(index, prepend=-1) <= 0).any() or (index >= meta.expected[name]).any():
         raise ValueError(f"the numbers of its {name} images do not ascend within the split")
     if len(labels) != len(index) or ((labels < 0) | (labels >= len(meta.class_names))).any():
         raise ValueError(f"it does not have one label that names a class for each of its {name} images")
+    if content_sha256(group, FILE_FIELDS) != group.attrs[FILES_SHA256]:
+        raise ValueError(f"its records of {name} image files have changed since they were written")
     files = unknown_files(len(index))
-    if version > 1:
-        if content_sha256(group, FILE_FIELDS) != group.attrs[FILES_SHA256]:
-            raise ValueError(f"its records of {name} image files have changed since they were written")
-        for column, one in zip(FILE_FIELDS, FILE.names or (), strict=True):
-            files[one] = group[column][:]
+    for column, one in zip(FILE_FIELDS, FILE.names or (), strict=True):
+        files[one] = group[column][:]
     arrays = {}
     for array in meta.arrays(name):
         features, shape = group[array], meta.shape(name, array, len(index))

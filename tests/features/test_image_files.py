@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -15,7 +14,7 @@ from PIL import Image
 
 from fastcoop.backbones import Backbone
 from fastcoop.datasets import Dataset, load_dataset
-from fastcoop.datasets.dataset import half_of, warn_once
+from fastcoop.datasets.dataset import half_of
 from fastcoop.errors import UserError
 from fastcoop.features import (
     FeatureStore,
@@ -25,8 +24,7 @@ from fastcoop.features import (
     open_current,
     plan,
 )
-from fastcoop.features.image_files import UNKNOWN, find_changes, read_file, unknown_files
-from fastcoop.features.store_file import FILE_FIELDS, FILES_SHA256, META, META_SHA256
+from fastcoop.features.image_files import find_changes, read_file, unknown_files
 from tests.advice import follows
 from tests.features.small import contents, make_folder
 
@@ -41,20 +39,6 @@ def invert(path: Path) -> None:
 def touch(path: Path) -> None:
     """Another time, the same bytes."""
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 10**9))
-
-
-def as_version_1(path: Path) -> None:
-    """What fastcoop wrote before it recorded image files."""
-    with h5py.File(path, "r+") as file:
-        file.attrs["format_version"] = 1
-        del file.attrs[META_SHA256]
-        text = file[META].asstr()[()].replace(', "compute_dtype": "float32"', "")
-        del file[META]
-        file.create_dataset(META, data=text, dtype=h5py.string_dtype())
-        for split in ("train", "val", "test"):
-            del file[split].attrs[FILES_SHA256]
-            for field in FILE_FIELDS:
-                del file[split][field]
 
 
 def test_files_are_compared_by_size_and_time_then_by_bytes(tmp_path: Path) -> None:
@@ -221,50 +205,6 @@ def test_parts_of_an_interrupted_run_are_not_taken_up_for_other_pictures(
         invert(file)
     stores = [cache_features(backbone, dataset, tmp_path / place, **ASK) for place in ("cut", "whole")]
     assert contents(stores[0]) == contents(stores[1])
-
-
-@follows(
-    "Delete it to encode them again",
-)
-def test_stores_of_version_1_are_used_and_said_to_be_unknown_until_encoded_again(
-    backbone: Backbone, dataset: Dataset, tmp_path: Path, count_encoded: Callable[[], int],
-    caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
-    warn_once.cache_clear()
-    few = {"shots": [1], "seeds": [1], "views": 1}
-    path = cache_features(backbone, dataset, tmp_path, **few)
-    digest = FeatureStore.open(path).digest
-    as_version_1(path)
-    assert FeatureStore.open(path).digest == digest
-    old = path.read_bytes()
-    invert(dataset.root / "test" / "cat" / "1.png")
-    count_encoded()
-    caplog.clear()
-    for _ in range(2):
-        cache_features(backbone, dataset, tmp_path, **few)
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{path} does not record the image files of 18 images, since an older fastcoop wrote it: whether they have "
-        "changed cannot be known. Delete it to encode them again."
-    ]
-    assert (count_encoded(), path.read_bytes()) == (0, old)
-    cache_features(
-        backbone, dataset, tmp_path, **ASK
-    )  # written in version 2 now, with records of what is new
-    assert count_encoded() == 2 * 15
-    store = FeatureStore.open(path)
-    assert [int((store.files(split)["size"] != UNKNOWN).sum()) for split in ("train", "val", "test")] == [
-        15,
-        0,
-        0,
-    ]
-    assert store.digest == digest
-    cache_features(
-        backbone, dataset, tmp_path, **few | {"views": 2}
-    )  # says nothing of the first views' bytes
-    assert (FeatureStore.open(path).files("train")["size"] != UNKNOWN).sum() == 15
-    path.unlink()
-    cache_features(backbone, dataset, tmp_path, **few)
-    assert (FeatureStore.open(path).files("test")["size"] != UNKNOWN).all()
 
 
 @follows(
