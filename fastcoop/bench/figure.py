@@ -30,6 +30,7 @@ from fastcoop.features.encode import encode_chunks
 from fastcoop.features.images import pillow_defaults
 from fastcoop.features.plan import Encoding, cut_chunks
 from fastcoop.methods.estimators import LinearProbe
+from fastcoop.methods.schedule import PAPER_EPOCHS, paper_epochs
 from fastcoop.methods.scores import LinearClassifier, score_all
 from fastcoop.reports.report import report
 from fastcoop.results.records import RunRecord, ScoreInputs, ScoreRecord
@@ -41,8 +42,6 @@ FAST_RUNS = 2  # that train together where the fast schedule is timed
 PROBE_CLASSES, PROBE_SHOTS = 20, 4
 SCORED = 4096, 1000  # images and classes
 SEEDS = 3
-EPOCHS = {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}  # by shots
-IMAGENET_EPOCHS = 50
 # The class in the middle with class-specific contexts has at most one node less than at the end, and counts the same.
 VARIANTS = ("end", "mid", "class-specific", "class-specific")
 OURS = ["paper", "fast"]  # schedules of fastcoop
@@ -86,15 +85,15 @@ def _seconds_of_parts(
     total = pd.DataFrame(0.0, index, [*OURS, "official"])
     for dataset, class_names in names.items():
         train_images, val_images, test_images = (count or 0 for count in OFFICIAL[dataset].counts[1:])
-        classes, runs = len(class_names), SEEDS * len(EPOCHS)
-        crops = min(train_images, SEEDS * max(EPOCHS) * classes) * (1 + VIEWS) + test_images
+        classes, runs = len(class_names), SEEDS * len(PAPER_EPOCHS)
+        crops = min(train_images, SEEDS * max(PAPER_EPOCHS) * classes) * (1 + VIEWS) + test_images
         crops += min(val_images, SEEDS * VAL_SHOTS * classes)
         total.loc["caching", OURS] += crops * seconds["crop"]
-        total.loc["linear probes", OURS] += SEEDS * sum(EPOCHS) * classes * classes * seconds["probe"]
+        total.loc["linear probes", OURS] += SEEDS * sum(PAPER_EPOCHS) * classes * classes * seconds["probe"]
         total.loc["tests", "official"] += runs * len(VARIANTS) * test_images * image_s
         for layout in VARIANTS:
-            shapes = [_shape(class_names, layout, shots, dataset) for shots in EPOCHS]
-            fast = [_shape(class_names, layout, shots, dataset, fast=True) for shots in EPOCHS]
+            shapes = [_shape(class_names, layout, shots, dataset) for shots in PAPER_EPOCHS]
+            fast = [_shape(class_names, layout, shots, dataset, fast=True) for shots in PAPER_EPOCHS]
             plan, fast_plan = (plan_training(backbone, some, precision=precision) for some in (shapes, fast))
             steps = sum(shape.steps for shape in shapes)
             step_s = BATCH_SIZE * image_s + classes * class_s
@@ -111,8 +110,8 @@ def _shape(names: Sequence[str], layout: str, shots: int, dataset: str, fast: bo
     if fast:
         steps = round(15 * shots**0.5)
         return RunShape(names, LAYOUTS[layout], steps, images, VIEWS, images * VIEWS, is_fast=True)
-    epochs = IMAGENET_EPOCHS if dataset == "imagenet" else EPOCHS[shots]
-    return RunShape(names, LAYOUTS[layout], epochs * steps_per_epoch(images, BATCH_SIZE), images, VIEWS)
+    steps = paper_epochs(dataset, shots) * steps_per_epoch(images, BATCH_SIZE)
+    return RunShape(names, LAYOUTS[layout], steps, images, VIEWS)
 
 
 def _fast_rate(backbone: Backbone, names: Sequence[str], precision: Precision | None) -> float:
@@ -194,7 +193,7 @@ def _made_up_runs() -> Iterator[tuple[dict[str, Any], ScoreRecord]]:
         ("coop", same | {"class_position": position, "class_specific": specific})
         for position, specific in product(("end", "mid"), (False, True))
     ]
-    draws = product(kinds, EPOCHS, range(1, 1 + SEEDS))
+    draws = product(kinds, PAPER_EPOCHS, range(1, 1 + SEEDS))
     runs = [("zero_shot", {}, 0, 0), *((*kind, shots, seed) for kind, shots, seed in draws)]
     for (dataset, names), (method, columns, shots, seed) in product(paper_class_names().items(), runs):
         accuracy, images = float(rng.uniform(30, 90)), np.zeros(OFFICIAL[dataset].counts[-1], np.uint16)

@@ -99,13 +99,9 @@ def find_run(results: str | Path, key: str) -> LearnedRun:
     run = load_run(folder, key)
     key, name = run["key"], f"Run {run['key'][:12]}"
     if run["method"] != "coop":
-        kept = load_parameters(folder, key)
-        if kept is not None and kept.contexts is not None:
-            raise UserError(
-                f"{name} is {run['label']}; only CoOp's contexts are exported as contexts: export the classifier "
-                "instead."
-            )
-        raise UserError(f"{name} is {run['label']}, which has no learned contexts; choose a CoOp run.")
+        raise UserError(
+            f"{name} is {run['label']}; only CoOp's contexts are exported as contexts: export the classifier instead."
+        )
     contexts, learned = load_contexts(folder, key), load_parameters(folder, key)
     assert learned is not None
     if not np.isfinite(contexts).all():

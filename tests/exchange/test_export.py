@@ -164,7 +164,7 @@ def test_mistakes_are_said(world, key, tmp_path):
     from fastcoop.results import load_results
 
     frame = load_results(results)
-    with pytest.raises(UserError, match="no learned contexts"):
+    with pytest.raises(UserError, match="export the classifier instead"):
         find_run(results, frame.key[frame.method == "zero_shot"].iloc[0])
     assert not list(tmp_path.iterdir())
 
