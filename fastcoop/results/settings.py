@@ -9,13 +9,7 @@ from typing import Any
 
 # Settings that older results lack, with their default, and one that only records a number.
 DEFAULTS = {"select": "last", "precision": "float32", "solver": "official"}
-# Values that runs of `selection: fixed` have where none are given and that they do not record.
-FIXED = {
-    "prolip": {"learning_rate": 1e-5},
-    "cross_modal": {"learning_rate": 1e-3, "weight_decay": 0.01, "batch_size": 8},
-}
 RECORDS_ONLY = "val_accuracy"
-DIGITS = 6  # of values that a run recorded in float32
 
 
 def plain_settings(run: Any) -> dict[str, Any]:
@@ -23,13 +17,12 @@ def plain_settings(run: Any) -> dict[str, Any]:
 
     Left out are settings that are None, defaults that older results lack, and a setting that records a number only.
     The columns stand for settings that they resolve: ``epochs``, ``selection``, and a fast ``schedule`` with its
-    ``pull``. Values that a run did not choose (``selection: fixed``) are those that it recorded or that its method
-    fixes, given or not.
+    ``pull``.
 
     Args:
         run: a row of a results table, as a named tuple; ``settings`` is JSON, or a mapping.
     """
-    given = _mapping(run.settings)
+    given: Mapping[str, Any] = json.loads(run.settings) if isinstance(run.settings, str) else run.settings
     found = {name: one for name, one in given.items() if one is not None and one != DEFAULTS.get(name)}
     found.pop(RECORDS_ONLY, None)
     epochs, schedule, selection = (getattr(run, name, None) for name in ("epochs", "schedule", "selection"))
@@ -43,19 +36,4 @@ def plain_settings(run: Any) -> dict[str, Any]:
         found["selection"] = selection
     if found.get("selection") != "imagenet_val":
         found.pop("tuned_on", None)
-    if found.get("selection") == "fixed":
-        recorded = _mapping(getattr(run, "extra", None))
-        found |= {name: float(f"{recorded[name]:.{DIGITS}g}") for name in given if name in recorded}
-        method, shots = getattr(run, "method", ""), getattr(run, "shots", None)
-        found = {**FIXED.get(method, {}), **found}
-        if method == "prolip" and isinstance(shots, int | float) and found.get("lmbda") == 1 / shots > 0:
-            del found["lmbda"]  # the default, but for "all" shots
-    return found
-
-
-def _mapping(given: Any) -> Mapping[str, Any]:
-    """Return a mapping, or the one that JSON holds; {} for nothing."""
-    if isinstance(given, Mapping):
-        return given
-    found: Mapping[str, Any] = json.loads(given) if isinstance(given, str) else {}
     return found

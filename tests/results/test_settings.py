@@ -10,8 +10,6 @@ import pytest
 
 from fastcoop.errors import UserError
 from fastcoop.methods import METHODS
-from fastcoop.methods.adapters.cross_modal import DECAY, RATE, SIZE
-from fastcoop.methods.adapters.prolip import LEARNING_RATE
 from fastcoop.reports.comparison import compare_results
 from fastcoop.results.records import DATASET_PROMPT
 from fastcoop.results.settings import plain_settings
@@ -28,9 +26,6 @@ class Row(NamedTuple):
     epochs: float = float("nan")
     schedule: str | None = None
     selection: str | None = None
-    extra: str = "{}"
-    method: str = ""
-    shots: int | float | str = 16
 
 
 def settings(method: str, **given: Any) -> str:
@@ -38,8 +33,6 @@ def settings(method: str, **given: Any) -> str:
 
 
 FAST = {"epochs": 60.0, "schedule": "fast"}
-FIXED = {"selection": "fixed"}
-TIP = json.dumps({"alpha": 1.1699999570846558, "beta": 1.0, "trained_parameters": 0.0})
 
 
 @pytest.mark.parametrize(
@@ -61,32 +54,6 @@ TIP = json.dumps({"alpha": 1.1699999570846558, "beta": 1.0, "trained_parameters"
             Row(settings("coop"), epochs=200.0, schedule="paper"),
             Row(settings("coop", val_accuracy=True), epochs=200.0, schedule="paper"),
         ),
-        (
-            Row(settings("tip_adapter", selection="fixed"), extra=TIP, **FIXED),
-            Row(settings("tip_adapter", alpha=1.17, beta=1.0), extra=TIP, **FIXED),
-        ),
-        (
-            Row(settings("prolip"), method="prolip", **FIXED),
-            Row(settings("prolip", learning_rate=LEARNING_RATE), method="prolip", **FIXED),
-        ),
-        (
-            Row(settings("prolip"), method="prolip", shots=3, **FIXED),
-            Row(settings("prolip", lmbda=1 / 3), method="prolip", shots=3, **FIXED),
-        ),
-        (
-            Row(settings("cross_modal", selection="fixed"), method="cross_modal", **FIXED),
-            Row(
-                settings(
-                    "cross_modal", learning_rate=RATE, weight_decay=DECAY, batch_size=SIZE, selection="fixed"
-                ),
-                method="cross_modal",
-                **FIXED,
-            ),
-        ),
-        (
-            Row(settings("gda", selection="fixed"), extra='{"alpha": 1.0}', **FIXED),
-            Row(settings("gda", alpha=1), extra='{"alpha": 1.0}', **FIXED),
-        ),
         (Row(settings("linear_probe")), Row('{"iterations": 1000, "search_steps": 8}')),
     ],
     ids=[
@@ -94,11 +61,6 @@ TIP = json.dumps({"alpha": 1.1699999570846558, "beta": 1.0, "trained_parameters"
         "schedule",
         "epochs",
         "recorded number",
-        "tip_adapter",
-        "prolip",
-        "prolip's lambda",
-        "cross_modal",
-        "gda",
         "before solver",
     ],
 )
@@ -130,12 +92,6 @@ def test_results_from_before_a_setting_existed_have_its_default() -> None:
 )
 def test_what_makes_another_run_stays_another(one: str, other: str) -> None:
     assert plain_settings(Row(one)) != plain_settings(Row(other))
-
-
-@pytest.mark.parametrize("shots", [16, "all", float("inf")])
-def test_a_lambda_of_prolip_that_is_not_the_default_is_another(shots: int | float | str) -> None:
-    usual = Row(settings("prolip"), method="prolip", shots=shots, **FIXED)
-    assert plain_settings(usual) != plain_settings(usual._replace(settings=settings("prolip", lmbda=0.0)))
 
 
 def table(**given: Any) -> pd.DataFrame:
