@@ -38,12 +38,18 @@ from fastcoop.errors import UserError, nearest
 
 PAPER_BACKBONES = ("RN50", "RN101", "ViT-B-32", "ViT-B-16")
 EMBEDDED_WEIGHTS = Path(fastcoop.__path__[0]) / "demo" / "weights"
-# Settings of open_clip's configs that change features and no shape of any weight, except heads: they follow from width.
+# Settings of open_clip's configs that change features and no shape of any weight, except the number of heads.
 WITHOUT_WEIGHTS = {
     "text_cfg": "act_kwargs norm_kwargs pool_type eos_id hf_tokenizer_name tokenizer_mode tokenizer_kwargs "
     "no_causal_mask hf_pooler_type",
     "vision_cfg": "act_kwargs norm_kwargs pool_type final_ln_after_pool attn_pooler_heads",
 }
+# Width of a head by that of a tower, where it is not 64 in open_clip's configs and the demo's.
+HEAD_WIDTHS = {
+    "text_cfg": {128: 32, 1152: 72},
+    "vision_cfg": {128: 32, 1280: 80, 1408: 88, 1664: 104, 1792: 112},
+}
+SMALL_HEAD_WIDTH = 8  # of towers whose width is no multiple of 64, which only other configs have
 # In text_cfg: the digest covers the tokenizer too.
 OF_OTHER_TOWERS = ("no_causal_mask", "embed_cls", "hf_model_name")
 OLD_POSITIONS = "text.transformer.embeddings.position_ids"  # in checkpoints of older versions of transformers
@@ -384,14 +390,27 @@ def _converted(model: nn.Module, state: dict[str, Tensor], origin: Path | None) 
 
 
 def _unusual(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings in ``WITHOUT_WEIGHTS`` that differ from open_clip's defaults."""
+    """Return the settings in ``WITHOUT_WEIGHTS`` that differ from open_clip's defaults, and head widths that do."""
     defaults = {"text_cfg": open_clip.CLIPTextCfg(), "vision_cfg": open_clip.CLIPVisionCfg()}
-    return {
+    found = {
         f"{tower}.{name}": config[tower][name]
         for tower, names in WITHOUT_WEIGHTS.items()
         for name in names.split()
         if name in config[tower] and config[tower][name] != getattr(defaults[tower], name)
     }
+    text, vision = (vars(one) | config[tower] for tower, one in defaults.items())
+    is_resnet = not isinstance(vision["layers"], int)  # whose heads pool features of 32 times its width
+    heads = {
+        "text_cfg": (text["hf_model_name"], text["width"], text["width"] / text["heads"]),
+        "vision_cfg": (
+            vision["timm_model_name"], vision["width"] * (32 if is_resnet else 1), vision["head_width"]
+        ),
+    }  # fmt: skip
+    for tower, (is_other, width, head_width) in heads.items():
+        usual = HEAD_WIDTHS[tower].get(width, SMALL_HEAD_WIDTH if width % 64 else 64)
+        if not is_other and head_width != usual:
+            found[f"{tower}.head_width"] = head_width
+    return found
 
 
 def _preprocess(model: nn.Module, settings: dict[str, Any], origin: Path | str) -> Preprocess:

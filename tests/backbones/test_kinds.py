@@ -207,6 +207,7 @@ def test_what_changes_features_without_changing_weights_is_another_backbone(tmp_
         "tanh": {"act_kwargs": {"approximate": "tanh"}},
         "end": {"pool_type": "eos", "eos_id": 49407},
         "words": {"tokenizer_kwargs": {"clean": "whitespace"}},
+        "heads": {"heads": 2},
         "said": {"pool_type": "argmax", "norm_kwargs": None},
     }
     digests = {
