@@ -79,6 +79,11 @@ def import_features(
     }
     dataset = make_dataset(name, Path(cache_root), first.names, template, splits)
     _warn_of_shared_images(name, files)
+    if all(np.allclose(np.linalg.norm(file.features, axis=2), 1, atol=1e-2) for file in files.values()):
+        log.warning(
+            f"All features of {name} have length 1; import them as the backbone gives them, unless it scales them "
+            "itself: linear_probe and clip_adapter learn otherwise from scaled ones."
+        )
     for note in notes_on_classes(name, first.names, splits, "in the files"):
         log.warning(note)
     contents = {}

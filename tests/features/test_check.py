@@ -121,6 +121,19 @@ def test_features_computed_elsewhere_become_a_store_and_a_dataset(backbone: Back
     import_features(sources, tmp_path / "cache", backbone, name="elsewhere")
 
 
+@follows("All features of {} have length 1; import them as the backbone gives them")
+def test_imported_features_that_were_scaled_are_told(
+    backbone: Backbone, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with np.load(write_npz(tmp_path / "raw.npz", 6)) as content:
+        raw = dict(content)
+    scaled = raw["features"] / np.linalg.norm(raw["features"], axis=1, keepdims=True)
+    np.savez(tmp_path / "scaled.npz", **raw | {"features": scaled.astype(np.float16)})
+    for name in ("raw", "scaled"):
+        import_features({"test": tmp_path / f"{name}.npz"}, tmp_path / "cache", backbone, name=name)
+        assert ("All features of scaled have length 1" in caplog.text) == (name == "scaled")
+
+
 def test_imported_splits_of_the_same_images_are_told(
     backbone: Backbone, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
