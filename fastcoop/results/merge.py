@@ -16,7 +16,7 @@ from fastcoop.files import atomic_write
 from fastcoop.results.database import DATABASE, connect, execute_when_unlocked, explained, reading
 from fastcoop.results.metadata import merge_metadata, recorded_datasets
 from fastcoop.results.parameters import CONTEXTS, parameters_path
-from fastcoop.results.read import load_results, load_runs, percent
+from fastcoop.results.read import load_failures, load_results, load_runs, percent
 from fastcoop.results.schema import COLUMNS
 from fastcoop.results.store import NEAREST_WORDS, open_store
 
@@ -84,7 +84,6 @@ def _merge_one(folder: Path, target: Path) -> int:
             db.execute("DELETE FROM failures WHERE key IN (SELECT key FROM scores)")
             execute_when_unlocked(db, "COMMIT")
             copied.clear()
-            (failed,) = source.execute("SELECT count(*) FROM failures").fetchone()
             merge_metadata(folder, target)
             for path in (folder / NEAREST_WORDS).glob("*.json"):
                 if not (copy := target / NEAREST_WORDS / path.name).exists():
@@ -95,7 +94,7 @@ def _merge_one(folder: Path, target: Path) -> int:
         with suppress(OSError):  # where it holds other runs' files
             (target / CONTEXTS).rmdir()
         raise
-    if failed:
+    if failed := len(load_failures(folder)):
         command = escape.shell_command("fastcoop", "results", "list", folder, "--where", "status=failed")
         log.warning("%d run(s) of %s failed and are not merged; `%s` shows them.", failed, folder, command)
     return len(new)

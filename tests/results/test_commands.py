@@ -126,6 +126,8 @@ def test_failed_runs_are_listed_with_their_error(
                 " finished FROM runs WHERE method = 'coop' LIMIT 1)"
             )
         assert load_failures(folder).empty  # done again, on features that were computed again
+        merge_results(folder, tmp_path / "all")
+        assert "not merged" not in caplog.text
         with closing(sqlite3.connect(folder / "results.sqlite")) as db, db:
             db.execute("UPDATE failures SET failed = '9999'")
         assert len(load_failures(folder)) == 1
