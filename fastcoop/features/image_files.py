@@ -44,20 +44,26 @@ def find_changes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compare n files with their `FILE` records: size and time first, bytes where the times differ or ``hash_all``.
 
-    Files without a record and missing files count as unchanged. Returns bool (n,), which files hold other bytes; and
-    the records (n,), with the present time where only that differed. ``title`` is that of the progress bar.
+    Where a file has another size and the old time, as in a copy with the times of the original, times tell nothing: the
+    bytes of all are compared. Files without a record and missing files count as unchanged. Returns bool (n,), which
+    files hold other bytes; and the records (n,), with the present time where only that differed. ``title`` is that of
+    the progress bar.
     """
     changed, records = np.zeros(len(paths), bool), recorded.copy()
-    doubtful = []
+    doubtful, alike, has_kept_time = list[int](), list[int](), False
     for row in np.flatnonzero(recorded["size"] != UNKNOWN).tolist():
         try:
             now = os.stat(paths[row])
         except OSError:
             continue
+        is_same_time = now.st_mtime_ns == recorded["mtime_ns"][row]
         if now.st_size != recorded["size"][row]:
             changed[row] = True
-        elif hash_all or now.st_mtime_ns != recorded["mtime_ns"][row]:
-            doubtful.append(row)
+            has_kept_time |= is_same_time
+        else:
+            (alike if is_same_time else doubtful).append(row)
+    if hash_all or has_kept_time:
+        doubtful += alike
     if doubtful:
         with progress(title, len(doubtful)) as advance, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             found = pool.map(_read_record, [paths[row] for row in doubtful])

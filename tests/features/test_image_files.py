@@ -46,7 +46,7 @@ def test_files_are_compared_by_size_and_time_then_by_bytes(tmp_path: Path) -> No
     for path in paths:
         path.write_bytes(b"content of " + path.name.encode())
     recorded = np.append(np.stack([read_file(path)[1] for path in paths[:5]]), unknown_files(1))
-    paths[1].write_bytes(b"another size")
+    paths[1].write_bytes(b"content of another size")
     time = paths[2].stat().st_mtime_ns
     paths[2].write_bytes(b"CONTENT of 2")
     os.utime(paths[2], ns=(time, time + 1))
@@ -59,6 +59,8 @@ def test_files_are_compared_by_size_and_time_then_by_bytes(tmp_path: Path) -> No
     os.utime(paths[2], ns=(time, time))
     assert find_changes(paths, recorded, "")[0].tolist() == [False, True, False, False, False, False]
     assert find_changes(paths, recorded, "", hash_all=True)[0].tolist() == changed.tolist()
+    os.utime(paths[1], ns=(time, int(recorded["mtime_ns"][1])))  # then times are no sign of old bytes
+    assert find_changes(paths, recorded, "")[0].tolist() == changed.tolist()
 
 
 @follows(
