@@ -72,7 +72,7 @@ def fast(run: Run, epochs: int, pull: bool = False, **settings: float) -> Run:
 @pytest.mark.parametrize("specific", [False, True])
 @pytest.mark.parametrize("position", ["end", "mid", "front"])
 def test_a_training_ends_where_the_formula_ends(backbone, make_run, position, specific, pull):
-    run = fast(make_run(PromptLayout(4, position, specific), learning_rate=0.002), 15, pull)
+    run = fast(make_run(PromptLayout(4, position, specific), images=70), 15, pull)
     other = fast(make_run(PromptLayout(2, "mid"), seed=3, images=11), 6, not pull, ridge=0.1)
     (trained, companion) = train(backbone, [run, other])
     assert distance(trained.contexts, plain_fast(backbone, run)) < 1e-9
@@ -126,11 +126,20 @@ def test_training_taken_up_at_any_step_ends_in_the_same_bits(backbone32, make_ru
             assert ours.snapshots.keys() == theirs.snapshots.keys()
 
 
-def test_a_diverging_run_leaves_its_companions_alone(backbone32, make_run):
-    well, ill = fast(make_run(seed=1), 6), fast(make_run(seed=2), 6, learning_rate=1e30)
-    together = train(backbone32, [ill, well])
-    assert (together[0].status, together[1].status) == ("diverged", "done")
-    assert torch.equal(together[1].contexts, train(backbone32, [well])[0].contexts)
+@pytest.mark.parametrize("rate", [1e30, 3.0])
+def test_a_diverging_run_stays_where_it_did_and_leaves_its_companions_alone(
+    backbone32, make_run, monkeypatch, rate
+):
+    well, ill = fast(make_run(seed=2), 6), fast(make_run(seed=1), 6, learning_rate=rate)
+    monkeypatch.setattr("fastcoop.engine.training.DIVERGED", 1.02)
+    outcomes = []
+    for every in (1, 1000):
+        monkeypatch.setattr("fastcoop.engine.training.SYNC_EVERY", every)
+        outcomes.append(train(backbone32, [ill, well]))
+    for lost, other in outcomes:
+        assert (lost.status, other.status) == ("diverged", "done")
+        assert lost.contexts.numpy().tobytes() == outcomes[0][0].contexts.numpy().tobytes()
+        assert torch.equal(other.contexts, train(backbone32, [well])[0].contexts)
 
 
 def test_a_single_class_has_no_gradient_and_does_not_move(backbone32, make_run):
@@ -138,6 +147,14 @@ def test_a_single_class_has_no_gradient_and_does_not_move(backbone32, make_run):
     (trained,) = train(backbone32, [run])
     assert trained.status == "done"
     assert torch.equal(trained.contexts, run.contexts.float())
+
+
+def test_the_root_of_a_run_that_diverged_is_finite_and_changes_no_other():
+    a, ridge = torch.eye(8, dtype=torch.float64), torch.full((2, 1, 1), 0.03, dtype=torch.float64)
+    for value in (math.nan, math.inf):
+        good, lost = inverse_root(torch.stack([a, a * value]), ridge, 0.03)
+        assert torch.equal(good, inverse_root(a[None], ridge[:1], 0.03)[0])
+        assert torch.equal(lost, a / 0.03**0.5)
 
 
 @pytest.mark.parametrize(("width", "rank", "ridge"), [(24, 2, 0.03), (64, 200, 1e-3), (48, 1, 1.0)])

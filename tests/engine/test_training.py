@@ -176,6 +176,7 @@ def test_the_same_batch_again_is_bit_identical(backbone32, make_run):
 def test_training_taken_up_at_any_step_ends_in_the_same_bits(backbone32, make_run):
     runs = [*various_runs(make_run, 6), make_run(epochs=8, seed=9, learning_rate=math.inf)]
     states, ended = [], []
+    starts = [run.contexts.clone() for run in runs]
     whole = train(backbone32, runs, on_step=lambda state: states.append(state()))
     assert len(states) == 6  # the longest, but for what diverged
     for state in states:
@@ -185,6 +186,7 @@ def test_training_taken_up_at_any_step_ends_in_the_same_bits(backbone32, make_ru
             np.testing.assert_array_equal(ours.losses, theirs.losses)
             assert (ours.status, ours.diverged_at) == (theirs.status, theirs.diverged_at)
     assert sorted(ended) == sorted([*range(5)] * 6)
+    assert all(torch.equal(run.contexts, start) for run, start in zip(runs, starts, strict=True))
 
 
 def test_the_seed_orders_the_batches_and_snapshots_are_kept(backbone, make_run):

@@ -204,6 +204,20 @@ def test_where_no_test_image_is_left_or_no_image_of_a_drawn_class_it_is_said(
             cache_features(backbone, dataset, tmp_path / "other", **ask)
 
 
+def test_images_left_out_earlier_are_tried_again_only_where_asked(
+    backbone: Backbone, dataset: Dataset, tmp_path: Path
+) -> None:
+    picture = dataset.root / dataset.splits["test"].paths[0]
+    content = picture.read_bytes()
+    picture.write_bytes(b"")
+    ask = {"shots": [1], "seeds": [1], "views": 0}
+    cache_features(backbone, dataset, tmp_path, skip_unreadable=True, **ask)
+    picture.write_bytes(content)
+    for retry, images in ((False, 8), (True, 9)):
+        path = cache_features(backbone, dataset, tmp_path, retry_skipped=retry, **ask)
+        assert len(FeatureStore.open(path).indices("test")) == images
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are text elsewhere")
 def test_file_names_that_are_no_utf_8_are_kept_as_they_are(
     backbone: Backbone, dataset: Dataset, tmp_path: Path

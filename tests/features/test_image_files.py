@@ -24,7 +24,7 @@ from fastcoop.features import (
     open_current,
     plan,
 )
-from fastcoop.features.image_files import find_changes, read_file, unknown_files
+from fastcoop.features.image_files import files_digest, find_changes, read_file, unknown_files
 from tests.advice import follows
 from tests.features.small import contents, make_folder
 
@@ -46,10 +46,12 @@ def test_files_are_compared_by_size_and_time_then_by_bytes(tmp_path: Path) -> No
     for path in paths:
         path.write_bytes(b"content of " + path.name.encode())
     recorded = np.append(np.stack([read_file(path)[1] for path in paths[:5]]), unknown_files(1))
+    assert files_digest(recorded) is None
+    assert files_digest(recorded[:5]) != files_digest(recorded[:4])
     paths[1].write_bytes(b"content of another size")
     time = paths[2].stat().st_mtime_ns
     paths[2].write_bytes(b"CONTENT of 2")
-    os.utime(paths[2], ns=(time, time + 1))
+    os.utime(paths[2], ns=(time, time - 1))  # as of a copy made earlier
     touch(paths[3])
     paths[4].unlink()
     paths[5].write_bytes(b"nothing is recorded of it")

@@ -195,6 +195,19 @@ def test_a_changed_picture_and_a_changed_byte_are_noticed_in_every_kind(
     assert not check_store(again.path).ok
 
 
+def test_a_store_keeps_its_numbers_and_refuses_views_of_another_seed(
+    backbone: Backbone, dataset: Dataset, tmp_path: Path
+) -> None:
+    cached(backbone, dataset, tmp_path, views=3, kinds=("coop", "tip"))
+    more = cached(backbone, dataset, tmp_path, views=1, kinds=("tip",), seeds=(1, 2), dtype="float16")
+    assert (more.meta.dtype, more.meta.views, dict(more.meta.kinds)) == ("float32", 3, {"tip": 3})
+    for array, views in (("features", 4), ("tip", 3)):
+        found = more.raw("train", slice(None), array=array)
+        assert (found.dtype, found.shape[:2]) == (np.float32, (len(more.indices("train")), views))
+    with pytest.raises(UserError, match="made with view seed 0 and 1 was asked for"):
+        cached(backbone, dataset, tmp_path, view_seed=1)
+
+
 def test_the_digest_before_the_projection_is_of_the_images_tested_on(
     backbone: Backbone, dataset: Dataset, tmp_path: Path
 ) -> None:

@@ -199,6 +199,10 @@ def test_prompts_and_names_are_changed_as_advised(backbone: Backbone, pictures: 
         with pytest.raises(UserError, match="shorten the prompt"):
             check_prompts(backbone, data, template)
     check_prompts(backbone, named("green"), "a photo of a {}.")
+    for letter, most in (("9", 75), ("\u4e2d", 37)):  # of one token, and of two
+        check_prompts(backbone, named(f'"{letter * most}"'), "{}")
+        with pytest.raises(UserError, match="shorten the prompt"):
+            check_prompts(backbone, named(f'"{letter * (most + 1)}"'), "{}")
     with pytest.raises(UserError, match="give the class another name"):
         check_class_names(backbone, named('"\\a"'))
     check_class_names(backbone, named("green"))

@@ -333,6 +333,29 @@ def test_what_cannot_be_used_is_one_sentence_that_helps(
         right()
 
 
+def test_images_of_a_class_are_held_out_counted_and_read_at_the_test_time_crop(data: Data) -> None:
+    X, y = data.train(data.subset("all", 1))
+    X, y = np.delete(X, 5, axis=0), np.delete(y, 5)  # classes of 5, 6 and 6 images
+    out = np.array([4, 9, 15])  # the fifth of each
+    rest = np.setdiff1d(np.arange(len(y)), out)
+    alone = fc.LinearProbe().fit(X, y)
+    X_val = X[out] * np.array([1, -1, -1, -1])[:, None]  # other views would be wrong
+    given = fc.LinearProbe().fit(X[rest], y[rest], X_val=X_val, y_val=y[out])
+    assert alone.chosen_ == given.chosen_
+    assert (alone.coef_ == given.coef_).all()
+    epochs = {4: 2, 5: 3}  # by the images that are left of the class with the most
+    assert len(fc.TextBias(epochs=epochs).fit(X, y, **GIVEN).losses_) == 3
+    with pytest.raises(UserError, match="X has features of length 0"):
+        fc.TextBias(epochs=1).fit(np.where(np.arange(len(y))[:, None, None] == 3, 0, X), y, **GIVEN)
+    named = fc.TextBias(epochs=1).fit(X, y, class_names=["crane", "crane", "dog"], **GIVEN)
+    assert named.classes_.tolist() == [0, 1, 2]
+    probabilities = named.predict_proba(X[:, 0])
+    assert (probabilities.dtype, np.abs(probabilities.sum(1) - 1).max() < 1e-12) == (np.float64, True)
+    two = fc.LinearProbe().fit(X[y < 2], y[y < 2], class_names=NAMES)
+    assert not two.coef_[2].any()
+    assert np.isfinite(two.intercept_).tolist() == [True, True, False]
+
+
 def test_iterators_are_read_as_lists_are(data: Data) -> None:
     features, labels = data.train(data.subset(4, 1))
     X, y = features[:, 0].tolist(), labels.tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from fastcoop.methods import METHODS, Data, RunSpec, expand, get_method, score
 from fastcoop.methods.data import matching_classes
 from fastcoop.methods.linear_probe import choose_c
 from fastcoop.methods.schedule import epochs_of
+from fastcoop.methods.text import check_texts, prompt_features
 from tests.methods.conftest import job, make_data, run
 from tests.reference import reference_features, reference_mixed_features
 
@@ -66,6 +68,47 @@ def test_zero_shot_is_the_nearest_prompt(backbone: Backbone, data: Data, templat
     (outcome,) = run(backbone, "zero_shot", [job(data, "zero_shot", **settings)])
     texts = text_features(backbone, [(template or "a photo of a {}.").format(c) for c in data.class_names])
     assert (outcome.scores["animals"].predictions == predict(data, texts)).all()
+    written = make_data(tuple(name.replace(" ", "_") for name in data.class_names))
+    (same,) = run(backbone, "zero_shot", [job(written, "zero_shot", **settings)])
+    assert (same.scores["animals"].confidence == outcome.scores["animals"].confidence).all()
+
+
+def test_zero_shot_on_a_target_has_the_targets_prompt(backbone: Backbone, data: Data) -> None:
+    other = Data(dataclasses.replace(data.dataset, name="drawn", template="a drawing of {}"), data.store)
+    (outcome,) = run(backbone, "zero_shot", [job(data, "zero_shot", targets=(other,))])
+    (alone,) = run(backbone, "zero_shot", [job(other, "zero_shot")])
+    assert (outcome.scores["drawn"].confidence == alone.scores["drawn"].confidence).all()
+    assert (outcome.scores["drawn"].confidence != outcome.scores["animals"].confidence).any()
+
+
+def test_prompts_are_checked_for_each_backbone(backbone: Backbone, data: Data) -> None:
+    class Short:
+        name, tokenizer, text = "short", staticmethod(backbone.tokenizer), SimpleNamespace(context_length=6)
+
+    check_texts([job(data, "zero_shot", model=backbone)])
+    with pytest.raises(UserError, match="text tower of short reads at most 6"):
+        check_texts([job(data, "zero_shot", model=model) for model in (backbone, Short())])
+    nothing = make_data(("cat", "_"))
+    with pytest.raises(UserError, match="class name '_' of animals reads as nothing"):
+        check_texts([job(nothing, "zero_shot", model=backbone)])
+
+
+@pytest.mark.parametrize("value", [0.0, np.inf])
+def test_text_features_without_a_direction_are_refused(value: float) -> None:
+    class Broken:
+        name, encode_text = "broken", staticmethod(lambda prompts: torch.full((len(prompts), 4), value))
+
+    with pytest.raises(
+        UserError, match=r'broken gives text features of the prompt "a \{\}" that are not finite'
+    ):
+        prompt_features(Broken(), ("cat", "dog"), "a {}")  # type: ignore[arg-type]
+
+
+def test_a_run_by_names_holds_no_object(backbone: Backbone, data: Data) -> None:
+    one = job(data, "coop", targets=(data,), model=backbone)
+    unbound = dataclasses.replace(one, tuning=data).unbound()
+    assert unbound == one
+    assert [unbound.model, unbound.data, unbound.subset, unbound.tuning, unbound.targets] == [None] * 4 + [()]
 
 
 @pytest.mark.parametrize(("templates", "count"), [("selected", 8), ("all", 81)])

@@ -47,6 +47,10 @@ def test_the_papers_epochs_are_those_of_the_next_shots() -> None:
     shots = (1, 2, 3, 4, 5, 8, 16, 20, "all")
     assert [paper_epochs("dtd", one) for one in shots] == [50, 100, 100, 100, 200, 200, 200, 200, 200]
     assert {paper_epochs(name, one) for name in ("imagenet", "imagenet:base") for one in shots} == {50}
+    names, others = ("dtd", "imagenet:base", "sun397:new"), ("kgcoop", "prograd", "cocoop", "tcp")
+    official = {one: [get_method(one).Settings().paper_epochs(name, 16) for name in names] for one in others}
+    hundred = [100] * 3
+    assert official == {"kgcoop": hundred, "prograd": hundred, "cocoop": [10] * 3, "tcp": [50, 25, 25]}
 
 
 def test_the_steps_of_a_run_are_those_that_it_has_still_to_do() -> None:

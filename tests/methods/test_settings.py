@@ -126,6 +126,21 @@ def test_the_prompt_of_a_dataset_is_in_the_keys_of_methods_that_read_it(
     assert keys[0] != keys[1]
 
 
+@pytest.mark.parametrize("name", ["kgcoop", "prograd", "tcp"])
+def test_a_prompt_that_learned_ones_are_held_to_is_in_the_key(
+    name: str, backbone: Backbone, data: Data
+) -> None:
+    def keys(*templates: str, **given: Any) -> list[str]:
+        made = [Data(replace(data.dataset, template=one), data.store, data.views) for one in templates]
+        return [key(name, one, backbone, given) for one in made]
+
+    assert len({*keys("a photo of a {}.", "a drawing of a {}.")}) == 2
+    behind = keys("a {}.", "a {} cat.", template="the {}.")  # TCP's own prompts end as the dataset's
+    assert len({*behind}) == (2 if name == "tcp" else 1)
+    if name == "tcp":
+        assert '"prompt": "[CLASS]."' in behind[0]
+
+
 def test_the_defaults_of_methods_without_known_keys_are_the_official_ones() -> None:
     """The other methods' are in the keys of ``tests/golden``."""
     net = {"init": "random", "context_length": 4, "reduction": 4, "learning_rate": 0.002}
