@@ -108,8 +108,9 @@ def _conflicts(
         query = f"{SCORES} WHERE key = ? AND scores.dataset = ?"
         _, _, *ours = db.execute(query, (key, dataset)).fetchone() or (None, None, *theirs)
         differ = (None not in pair and pair[0] != pair[1] for pair in zip(ours[2:], theirs[2:], strict=True))
-        reason = next((reason for reason, one in zip(REASONS, differ, strict=True) if one), "")
-        if reason or ours[1] != theirs[1]:
+        reasons = [reason for reason, one in zip(REASONS, differ, strict=True) if one]
+        if reasons or ours[1] != theirs[1]:
+            (reason, *_) = (*reasons, " (with other predictions)")
             yield (
                 f"The accuracy of run {key[:12]} on {dataset} is {percent(ours[0])} in {target} but "
                 f"{percent(theirs[0])} in {folder}{reason.format(dataset=dataset)}"

@@ -245,6 +245,8 @@ def test_data_offers_the_views_of_each_kind(backbone: Backbone, dataset: Dataset
         assert np.array_equal(stored, features[:, 1:])
         assert none.train_views(subset, kind)[0].shape[1] == 1
     assert np.array_equal(data.train(subset, "tip")[0][:, 0], data.train(subset)[0][:, 0])
+    assert data.train_files(subset)
+    assert data.train_files(data.subset("all", 1)) is None, "not all of these images are stored"
     backwards = subset.train[::-1].copy()
     assert torch.equal(store.train(backwards), store.train(subset.train).flip(0))
     assert store.train_labels(backwards).tolist() == dataset.splits["train"].labels[backwards].tolist()
@@ -286,6 +288,7 @@ def test_no_augmented_views_leave_the_test_crop(backbone: Backbone, dataset: Dat
     subset = data.subset(2, 1)
     for kind in ("coop", "tip", "flip"):
         assert np.array_equal(data.train_views(subset, kind)[0], store.train(subset.train)[:, :1])
+    assert np.array_equal(data.train(subset, "pre")[0], store.train(subset.train, kind="pre"))
     assert check_store(store.path, backbone, dataset).ok
     more = cached(backbone, dataset, tmp_path, views=2, kinds=ALL)
     assert more.train(subset.train, kind="tip").shape[1] == 3

@@ -186,6 +186,8 @@ def test_prograd_starts_from_the_templates_words_behind_zeros(backbone: Backbone
     with pytest.raises(UserError, match=r'"a photo of a".* are 4 tokens, but there are 3 .* at least 4'):
         METHODS["prograd"].check(job(data, "prograd", model=backbone, context_length=3))
     METHODS["prograd"].check(job(data, "prograd", model=backbone, context_length=4))
+    short = job(data, "prograd", model=backbone, context_length=3)
+    METHODS["prograd"].check(replace(short, contexts=np.zeros((3, 16), np.float32)))  # it has started
     assert len(start(context_length=3, init="random")) == 3
 
 

@@ -424,7 +424,14 @@ def test_merging_names_conflicts_and_brings_what_is_said_of_datasets(
     assert json.loads((tmp_path / "all" / "datasets.json").read_text()).keys() == {"colours", "shifted"}
     assert (tmp_path / "all" / "grid.yaml").read_text() == (folder / "grid.yaml").read_text()
     with closing(sqlite3.connect(tmp_path / "all" / "results.sqlite")) as db, db:
-        db.execute("UPDATE scores SET predictions = x'00', accuracy = 1")
+        db.execute("UPDATE scores SET images = NULL")  # as of a store that did not know them
+    assert merge_results(folder, tmp_path / "all") == 0
+    with closing(sqlite3.connect(tmp_path / "all" / "results.sqlite")) as db, db:
+        db.execute("UPDATE scores SET predictions = x'00'")
+    with pytest.raises(UserError, match=r"% in .* but .*% in .* \(with other predictions\)"):
+        merge_results(folder, tmp_path / "all")
+    with closing(sqlite3.connect(tmp_path / "all" / "results.sqlite")) as db, db:
+        db.execute("UPDATE scores SET accuracy = 1")
     code, _, err = call("merge", folder, "--into", tmp_path / "all")
     assert code == 2
     assert err.count("is 1.00% in") == 5

@@ -21,6 +21,7 @@ from fastcoop.methods import score
 from fastcoop.methods.scores import NO_CLASS, accuracy
 from fastcoop.reports import report
 from fastcoop.results import confusion_matrix, load_predictions, load_results, merge_results, paired_test
+from fastcoop.results.predictions import calibration_errors
 from fastcoop.results.read import percent
 from fastcoop.results.records import NO_CLASS as STORED_NO_CLASS
 from fastcoop.sweeps import evaluate, interpret, sweep
@@ -60,6 +61,7 @@ def test_outputs_that_are_not_finite_have_no_accuracy(lost: Path) -> None:
     assert set(table.method[nothing]) == {"coop", "text_bias", "text_transform", "finetune_image_encoder"}
     assert nothing.sum() == 2 * 8, "best_val keeps contexts from before"
     assert (table.macro_accuracy.isna() == nothing).all()
+    assert np.isnan([*calibration_errors(lost).values()]).sum() == nothing.sum()
     assert set(table.status[nothing]) == {"diverged"}
     assert not any("val_accuracy" in json.loads(text) for text in table.extra[nothing])
     kept = (table.method == "coop") & ~nothing
