@@ -420,6 +420,12 @@ def test_shapes_and_numbers_are_named_as_expected_and_got(
         fc.TextBias(epochs=1).fit(**({"X": X, "y": y} | arguments))
 
 
+def test_features_of_another_width_than_the_backbones_are_refused(backbone: Backbone, data: Data) -> None:
+    X, y = data.train(data.subset(4, 1))
+    with pytest.raises(UserError, match=r"Expected X of shape \(images, 16\), as wide as text features, got"):
+        fc.CoOpClassifier(backbone, epochs=1).fit(X[:, :, :8], y, class_names=NAMES)
+
+
 @pytest.mark.parametrize("seed", [-1, 1.5, "a"])
 def test_the_seed_is_a_whole_number(data: Data, seed: Any) -> None:
     X, y = data.train(data.subset(4, 1))

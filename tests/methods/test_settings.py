@@ -141,6 +141,12 @@ def test_a_prompt_that_learned_ones_are_held_to_is_in_the_key(
         assert '"prompt": "[CLASS]."' in behind[0]
 
 
+def test_a_layer_that_the_tower_lacks_is_refused_before_training(backbone: Backbone, data: Data) -> None:
+    check("tcp", data, backbone, {"layer": 2})
+    with pytest.raises(UserError, match=r"Expected a layer from 1 to 2, .* got 8"):
+        check("tcp", data, backbone, {})
+
+
 def test_the_defaults_of_methods_without_known_keys_are_the_official_ones() -> None:
     """The other methods' are in the keys of ``tests/golden``."""
     net = {"init": "random", "context_length": 4, "reduction": 4, "learning_rate": 0.002}
