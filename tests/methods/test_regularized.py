@@ -17,6 +17,7 @@ from fastcoop.engine import train
 from fastcoop.errors import UserError
 from fastcoop.methods import METHODS, Data, RunSpec
 from fastcoop.methods.regularized import KgCoOpMethod
+from fastcoop.prompts import PromptLayout
 from tests.advice import follows
 from tests.methods.conftest import ALONE, job, make_data, run
 from tests.reference import reference_features
@@ -206,12 +207,24 @@ def test_the_fast_schedule_follows_each_objective(backbone: Backbone, data: Data
 
 
 def test_official_prompts_stand_where_they_differ_from_the_datasets(backbone: Backbone) -> None:
-    dtd = make_data(name="dtd:base")
-    settings = {name: METHODS[name].Settings() for name in ("kgcoop", "prograd", "tcp")}
-    prompts = {name: METHODS[name].prompts(one, dtd)[0] for name, one in settings.items()}
-    assert prompts == {
-        "kgcoop": "a photo of a {}, a type of texture.", "prograd": "a texture of {}.",
-        "tcp": "a photo of a {}, a type of texture.",
+    """As the official codes write them, full stops and grammar included."""
+    official = {
+        "dtd:base": ("a photo of a {}, a type of texture.", "a texture of {}.",
+                     "a photo of a {}, a type of texture.", "[CLASS] texture."),
+        "oxford_pets": (None, "a type of pet, a photo of a {}.", None, None),
+        "oxford_flowers": (None, "a type of flower, a photo of a {}.", None, None),
+        "fgvc_aircraft": (None, "a type of aircraft, a photo of a {}.",
+                          "a photo of an aircraft {}.", "[CLASS], a type of aircraft."),
+        "food101": (None, "a type of food, a photo of {}.", "a photo of a {}, a type of food.", None),
+        "stanford_cars": (None, None, None, "[CLASS], a type of car"),
+        "ucf101": (None, None, None, "person doing [CLASS]."),
     }  # fmt: skip
+    settings = {name: METHODS[name].Settings() for name in ("kgcoop", "prograd", "tcp")}
+    for dataset, expected in official.items():
+        data = make_data(name=dataset)
+        found = [METHODS[name].prompts(one, data)[0] for name, one in settings.items()]
+        layout = METHODS["tcp"].layout(settings["tcp"], backbone, data)
+        assert found == [one or "a photo of a {}." for one in expected[:3]]
+        assert layout == PromptLayout.written(f"[V]x4 {expected[3] or '[CLASS].'}")
     own = {name: METHODS[name].prompts(one, make_data())[0] for name, one in settings.items()}
     assert set(own.values()) == {"a photo of a {}."}
