@@ -15,7 +15,7 @@ from fastcoop.backbones import Backbone
 from fastcoop.datasets import FewShot
 from fastcoop.engine import train
 from fastcoop.errors import UserError
-from fastcoop.methods import METHODS, Data, RunSpec
+from fastcoop.methods import METHODS, Data, RunContext, RunSpec
 from fastcoop.methods.regularized import KgCoOpMethod
 from fastcoop.prompts import PromptLayout
 from tests.advice import follows
@@ -92,6 +92,22 @@ def test_runs_of_all_objectives_train_in_one_forest_each_as_if_alone(backbone: B
         assert (found.contexts == alone.contexts).all()
         assert (later.contexts == alone.contexts).all()
         assert (found.losses == alone.losses).all()
+
+
+def test_two_trainings_of_one_call_are_in_no_checkpoint(backbone: Backbone, data: Data) -> None:
+    class Kept:
+        offered = 0
+
+        def load(self) -> None:
+            return None
+
+        def offer(self, get_state: Any) -> None:
+            self.offered += 1
+
+    for names, offered in ((("coop", "kgcoop"), True), (("coop", "prograd"), False)):
+        runs, kept = [job(data, name, epochs=2) for name in names], Kept()
+        METHODS["coop"].run(backbone, runs, lambda index, one: None, RunContext(checkpoint=kept))
+        assert bool(kept.offered) == offered
 
 
 @pytest.mark.parametrize("name", ["coop", *QUICK])
