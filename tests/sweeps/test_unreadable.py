@@ -62,6 +62,12 @@ def sweep_of(folder: Path, places: list[str]) -> list[str]:
     return ["sweep", str(folder / "g.yaml"), *places, "--results", results, "--jobs", "1"]
 
 
+def cache_of(world: Path, places: list[str]) -> list[str]:
+    """The command that encodes the images of the grid's runs."""
+    draws = ["--shots", "4", "--seeds", "1", "--views", "1"]
+    return ["cache-features", "colours", *places, "--backbone", str(world / "tiny"), *draws]
+
+
 def test_an_image_is_repaired(tmp_path: Path, places: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "data" / "colours" / "train" / "green"
     whole = (folder / "0.png").read_bytes()
@@ -90,18 +96,7 @@ def test_a_repaired_image_is_left_out_until_it_is_tried_again(
         caplog.clear()
         assert run(capsys, *sweep, *options)[0] == 0
         assert "Still left out of colours: 1 image that could not be read earlier" in caplog.text
-    cache = [
-        "cache-features",
-        "colours",
-        *places,
-        "--backbone",
-        str(world / "tiny"),
-        "--shots",
-        "4",
-        "--seeds",
-        "1",
-    ]
-    assert run(capsys, *cache, "--views", "1")[0] == 0
+    assert run(capsys, *cache_of(world, places))[0] == 0
     assert run(capsys, *sweep)[0] == 0
     assert load_results(tmp_path / "results").train_images.tolist() == [15, 16]
 
@@ -139,17 +134,6 @@ def test_nothing_is_chosen_on_no_images(
     assert run(capsys, *sweep, *without)[0] == 0
     for picture, content in zip(pictures, whole, strict=True):
         picture.write_bytes(content)
-    cache = [
-        "cache-features",
-        "colours",
-        *places,
-        "--backbone",
-        str(world / "tiny"),
-        "--shots",
-        "4",
-        "--seeds",
-        "1",
-    ]
-    assert run(capsys, *cache, "--views", "1")[0] == 0
+    assert run(capsys, *cache_of(world, places))[0] == 0
     code, said = run(capsys, *sweep, *choosing)
     assert code == 0, said
