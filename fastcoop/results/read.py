@@ -27,10 +27,7 @@ JSON_COLUMNS = {  # and what they hold
     "settings": dict, "extra": dict, "columns": dict, "versions": dict, "losses": list, "per_class": list,
     "prompts": list,
 }  # fmt: skip
-SAME_RUN = " AND ".join(
-    f"runs.{name} = failures.{name}"
-    for name in ("backbone", "dataset", "method", "shots", "seed", "settings")
-)
+SAME_RUN = "backbone, dataset, method, shots, seed, settings"
 NUMBERS = ("accuracy", "macro_accuracy", "chance", "seconds")
 
 
@@ -75,8 +72,9 @@ def load_failures(folder: str | Path) -> pd.DataFrame:
     """
     return _table(
         folder,
-        f"SELECT * FROM failures WHERE NOT EXISTS (SELECT 1 FROM runs WHERE finished >= failed AND {SAME_RUN})"
-        " ORDER BY failed, key",
+        "SELECT failures.* FROM failures"
+        f" LEFT JOIN (SELECT {SAME_RUN}, max(finished) AS done FROM runs GROUP BY {SAME_RUN}) USING ({SAME_RUN})"
+        " WHERE done IS NULL OR done < failed ORDER BY failed, key",
     )
 
 
