@@ -241,13 +241,30 @@ def test_ctrl_c_reaches_a_command(world):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (130, ""), err
-    assert err.splitlines()[-1] == "Stopped. Finished work is kept; the same command continues it."
+    assert err.endswith(STOPPED)
     assert "Traceback" not in err
 
 
-def test_ctrl_c_while_torch_is_imported_is_130(tmp_path):
-    """Torch's C++ code aborts the process where Python code that it calls raises."""
-    (tmp_path / "torch.py").write_text(
+STOPPED = "Stopped. Finished work is kept; the same command continues it.\n"
+
+
+def run_interruptible(*command: str, **options) -> tuple[int, str, str]:
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **options,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("module", ["torch", "typer"])
+@pytest.mark.parametrize("reaction", ["os.abort()", "pass", "raise RuntimeError('in a callback')"])
+def test_ctrl_c_while_a_library_is_imported_is_130(tmp_path, module, reaction):
+    """Torch's C++ code aborts the process where Python code that it calls raises; others swallow or replace errors."""
+    (tmp_path / f"{module}.py").write_text(
         "import os, signal, time\n"
         "def called_from_c():\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
@@ -255,17 +272,47 @@ def test_ctrl_c_while_torch_is_imported_is_130(tmp_path):
         "try:\n"
         "    called_from_c()\n"
         "except BaseException:\n"
-        "    os.abort()\n"
+        f"    {reaction}\n"
     )
-    done = subprocess.run(
-        [*FASTCOOP, "cache-features", "colours"],
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(fastcoop.__file__).parents[1]}"},
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(fastcoop.__file__).parents[1]}"}
+    assert run_interruptible(*FASTCOOP, "cache-features", "colours", env=env) == (130, "", STOPPED)
+
+
+@pytest.mark.parametrize("finalizer", ["Mortal()", "finalize(Mortal, press_ctrl_c)"])
+def test_ctrl_c_in_a_finalizer_whose_exceptions_python_ignores_is_130(finalizer):
+    script = (
+        "import os, signal, sys, time\n"
+        "from weakref import finalize\n"
+        "from fastcoop.cli import main\n"
+        "from fastcoop.results import listing\n"
+        "def press_ctrl_c():\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "class Mortal:\n"
+        "    def __del__(self):\n"
+        "        press_ctrl_c()\n"
+        "def list_runs(*_):\n"
+        f"    mortal = {finalizer}\n"
+        "    mortal = mortal() if isinstance(mortal, finalize) else None\n"
+        "    time.sleep(10)\n"
+        "listing.list_runs = list_runs\n"
+        "sys.argv = ['fastcoop', 'results', 'list', '.']\n"
+        "main()\n"
     )
-    stopped = "Stopped. Finished work is kept; the same command continues it.\n"
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", stopped)
+    assert run_interruptible(sys.executable, "-c", script) == (130, "", STOPPED)
+
+
+def test_ctrl_c_while_the_process_ends_prints_no_traceback():
+    """Libraries clean up in callbacks at exit; Ctrl-C there ends the process at once."""
+    script = (
+        "import atexit, os, signal, sys, time\n"
+        "from fastcoop.cli import main\n"
+        "atexit.register(time.sleep, 10)\n"
+        "atexit.register(os.kill, os.getpid(), signal.SIGINT)\n"
+        "sys.argv = ['fastcoop', '--version']\n"
+        "main()\n"
+    )
+    code, _, err = run_interruptible(sys.executable, "-c", script)
+    assert (code, err) == (-signal.SIGINT, "")  # a shell shows 130
 
 
 def test_a_reader_that_goes_away_is_no_fault(world):

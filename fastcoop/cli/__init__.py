@@ -5,13 +5,17 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
+from fastcoop.cli.interrupts import INTERRUPTED, handling_ctrl_c, say_stopped
+
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with a code of docs/exit-codes.md."""
     try:
-        from fastcoop.cli.app import run  # within the block: this takes long enough to be interrupted
+        with handling_ctrl_c(ends_process=arguments is None):
+            from fastcoop.cli.app import run  # within the block: this takes long enough to be interrupted
 
-        code = run(arguments)
+            code = run(arguments)
     except KeyboardInterrupt:
-        code = 130
+        say_stopped()
+        code = INTERRUPTED
     sys.exit(code)

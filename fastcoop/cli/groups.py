@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import threading
 import warnings
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -15,10 +12,8 @@ from typer import Option
 from typer.core import TyperGroup
 
 from fastcoop import escape
+from fastcoop.cli.interrupts import INTERRUPTED, STOPPED
 from fastcoop.cli.output import say
-
-INTERRUPTED = 130  # the exit code of shells for Ctrl-C
-STOPPED = "Stopped. Finished work is kept; the same command continues it."
 
 # The order in which a study uses them; other commands follow.
 ORDER = [
@@ -31,30 +26,14 @@ class StudyOrder(TyperGroup):
     """A group whose help lists commands in the order in which a study uses them."""
 
     def invoke(self, ctx: Any) -> Any:
-        handler = signal.getsignal(signal.SIGINT)
-        if handler is signal.default_int_handler and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, _interrupt)
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             say(STOPPED, err=True)
             raise typer.Exit(INTERRUPTED) from None
-        finally:
-            if signal.getsignal(signal.SIGINT) is _interrupt:
-                signal.signal(signal.SIGINT, handler)
 
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(self.commands, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
-
-
-def _interrupt(_: int, frame: FrameType | None) -> None:
-    """Handle Ctrl-C. An exception within the import of torch would end in its C++ code, which aborts."""
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "torch" and frame.f_code.co_name == "<module>":
-            say(STOPPED, err=True)
-            os._exit(INTERRUPTED)
-        frame = frame.f_back
-    raise KeyboardInterrupt
 
 
 app = typer.Typer(
