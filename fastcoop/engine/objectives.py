@@ -26,6 +26,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from fastcoop.engine.schedule import expect
 from fastcoop.engine.weights import bmm
 
 
@@ -159,10 +160,19 @@ class PullToPrompt(CrossEntropy):
     Args:
         reference: Text features of the hand-written prompt (classes, dim), of length 1.
         weight: w.
+
+    Raises:
+        UserError: The reference has another length.
     """
 
     reference: Tensor
     weight: float
+
+    def __post_init__(self) -> None:
+        lengths = self.reference.norm(dim=-1)
+        low, high = float(lengths.min()), float(lengths.max())
+        expected = "a reference of length 1, as F.normalize(h, dim=-1) is"
+        expect(low > 0.99 and high < 1.01, expected, f"lengths of {low:.3g} to {high:.3g}")
 
     def penalty(self, texts: Tensor) -> Tensor:
         return self.weight * (texts - self.reference).square().sum(-1).mean(-1)

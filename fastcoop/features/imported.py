@@ -82,7 +82,7 @@ def import_features(
     if all(np.allclose(np.linalg.norm(file.features, axis=2), 1, atol=1e-2) for file in files.values()):
         log.warning(
             f"All features of {name} have length 1; import them as the backbone gives them, unless it scales them "
-            "itself: linear_probe and clip_adapter learn otherwise from scaled ones."
+            "itself: linear_probe learns otherwise from scaled ones, and tip_adapter where images have several views."
         )
     for note in notes_on_classes(name, first.names, splits, "in the files"):
         log.warning(note)

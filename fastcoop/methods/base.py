@@ -172,6 +172,8 @@ class Method(Generic[S]):
         needs_backbone: Whether runs use the backbone for more than text features of hand-written prompts.
         needs_causal_tower: Whether runs compute prompts by the parts of a causal text tower.
         reads_prompt: Whether runs use the text features of each dataset's own prompt, such as ``class_texts``.
+        text_length_matters: Whether what runs learn depends on the length of these text features, as the tower gives
+            them.
         runs_together: Whether `run` learns runs of one dataset in one batch of tensors.
     """
 
@@ -184,6 +186,7 @@ class Method(Generic[S]):
     needs_backbone: ClassVar[bool] = True
     needs_causal_tower: ClassVar[bool] = False
     reads_prompt: ClassVar[bool] = False
+    text_length_matters: ClassVar[bool] = False
     runs_together: ClassVar[bool] = False
 
     def label(self, settings: S) -> str:

@@ -104,7 +104,8 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
                 ``y``, or the rows of ``text_features``.
             X_val, y_val: Validation images, for settings chosen by their accuracy. If such a setting has none, every
                 fifth image of each class is held out.
-            text_features: Class text features (classes, dim) of any length, in place of a backbone.
+            text_features: Class text features (classes, dim) in place of a backbone. Their length matters to TaskRes,
+                ZeroShotLinearProbe and CLAP, which learn from them as the text tower gives them.
             logit_scale: Factor on cosine similarities with ``text_features``. By default the backbone's, or else 100.
 
         Returns:
@@ -117,6 +118,12 @@ class MethodClassifier(ClassifierMixin, BaseEstimator):
         method, title, backbone = METHODS[self.method], type(self).__name__, self._load_backbone()
         settings = make_settings(method, self._given_settings())
         texts = None if text_features is None else _read_texts(text_features)
+        lengths = () if texts is None else np.linalg.norm(texts, axis=1)
+        if len(lengths) and method.text_length_matters and np.allclose(lengths, 1, atol=0.01):
+            log.warning(
+                "All text_features have length 1; pass them as the text tower gives them, unless it scales them "
+                f"itself: {title} learns otherwise from scaled ones."
+            )
         if logit_scale is not None and texts is None:
             raise UserError("logit_scale belongs to text_features; leave it out, or pass both.")
         if getattr(settings, "selection", "") in ("imagenet_val", "official"):

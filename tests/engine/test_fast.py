@@ -241,6 +241,15 @@ def test_runs_of_several_objectives_and_schedules_train_together(backbone, make_
         assert ours.losses == pytest.approx(theirs.losses, rel=1e-6)
 
 
+def test_a_pull_to_text_features_of_another_length_is_refused(backbone):
+    raw = backbone.encode_text(["a cat", "a dog"])
+    with pytest.raises(
+        UserError, match=r"a reference of length 1, as F.normalize\(h, dim=-1\) is, got lengths of"
+    ):
+        PullToPrompt(raw, 4.0)
+    PullToPrompt(F.normalize(raw, dim=-1), 4.0)
+
+
 def test_numpy_s_numbers_differ_from_run_to_run_too(backbone, make_run):
     run = make_run()
     pulled = [

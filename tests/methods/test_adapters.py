@@ -24,6 +24,8 @@ from fastcoop.methods import METHODS, Data, Outcome, RunContext, RunSpec, expand
 from fastcoop.methods.adapters import ADAPTERS, base, proker, tip_adapter
 from fastcoop.methods.adapters import selection as choice
 from fastcoop.methods.adapters.base import AdapterSettings
+from fastcoop.methods.estimators import MethodClassifier
+from fastcoop.methods.scores import unit
 from fastcoop.results import load_results
 from fastcoop.sweeps import evaluate, sweep
 from tests.advice import follows
@@ -467,6 +469,27 @@ def test_estimators_have_no_other_dataset_and_no_test_images(data: Data) -> None
             fc.TipAdapter(selection=selection).fit(X, y, text_features=np.eye(3, 16))
     for selection in ("fixed", "few_val", "shots_val", "full_val"):
         fc.TipAdapter(selection=selection).fit(X, y, text_features=np.eye(3, 16))
+
+
+@follows("All text_features have length 1; pass them as the text tower gives them")
+@pytest.mark.parametrize("name", NAMES)
+def test_lengths_of_texts_and_of_images_make_no_other_difference_than_is_told(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = hard_data()
+    X, y = data.train(data.subset(4, 1))
+    raw = 9 * np.random.default_rng(0).normal(size=(3, X.shape[-1]))
+    estimator = next(one for one in MethodClassifier.__subclasses__() if one.method == name)
+
+    def learned(texts: np.ndarray, images: np.ndarray) -> np.ndarray:
+        return estimator(**SHORT[name]).fit(images, y, text_features=texts).predict_proba(data.test[0])
+
+    plain = learned(raw, X)
+    assert not caplog.text
+    by_text, by_image = learned(unit(raw), X), learned(raw, unit(X))
+    differ = [np.abs(other - plain).max() > 1e-4 for other in (by_text, by_image)]
+    assert differ == [name in ("task_res", "zs_lp", "clap"), name.startswith("tip_adapter")]
+    assert caplog.text.count("All text_features have length 1; pass them as") == differ[0]
 
 
 @follows("set selection of {} to fixed")

@@ -51,6 +51,7 @@ class ZeroShotLinearProbeMethod(Adapter[ZeroShotLinearProbeSettings]):
     title = "ZS-LP"
     Settings = ZeroShotLinearProbeSettings
     by_class: ClassVar = {"prototypes": "raw"}
+    text_length_matters = True
 
     def pull(self, stack: Stack, images: Tensor) -> Tensor | None:
         """Return the factor on each class's penalty, (runs, classes, 1); None for no penalty.

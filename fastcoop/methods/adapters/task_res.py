@@ -53,6 +53,7 @@ class TaskResMethod(Adapter[TaskResSettings]):
     title = "TaskRes"
     Settings = TaskResSettings
     by_class: ClassVar = {"x": ""}
+    text_length_matters = True
 
     def key_settings(self, run: RunSpec[TaskResSettings], backbone: Backbone) -> dict[str, Any]:
         return super().key_settings(run, backbone) | run.settings.resolved(run)
