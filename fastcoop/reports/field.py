@@ -12,6 +12,7 @@ import pandas as pd
 from fastcoop.errors import UserError
 from fastcoop.reports import frames
 from fastcoop.reports.paper import plain, read_numbers
+from fastcoop.reports.series import plain_dataset
 from fastcoop.reports.study import Study
 from fastcoop.reports.table import TEST_LABELS, Cell, Cells, Table
 from fastcoop.results.parameters import load_parameters
@@ -75,7 +76,7 @@ def chosen_on(runs: pd.DataFrame) -> str:
 
 def _calibration(folder: Path, key: str, dataset: str) -> float | None:
     try:
-        return calibration_error(load_predictions(folder, key, dataset))
+        return calibration_error(load_predictions(folder, key, plain_dataset(dataset)))
     except UserError:  # results without predictions, or a run that diverged
         return None
 

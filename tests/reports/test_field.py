@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import sqlite3
 import statistics
+from contextlib import closing
 from pathlib import Path
 
 import pandas as pd
@@ -14,11 +16,14 @@ from fastcoop.reports import field
 from fastcoop.reports.best import best_methods
 from fastcoop.reports.frames import Missing
 from fastcoop.reports.items import base_to_new, field_fewshot, figure3, table1
-from fastcoop.reports.study import study_of
+from fastcoop.reports.study import read_study, study_of
 from fastcoop.reports.style import drawing, name_of
 from fastcoop.reports.table import Cell
+from fastcoop.results.database import DATABASE
+from fastcoop.results.store import open_store
 from tests.advice import follows
 from tests.reports.made_up_results import coop, results, run
+from tests.results.test_store import record
 
 GAINS = {
     "tip_adapter": ("few_val", 1.0), "gda": ("few_val", 2.0), "clap": ("fixed", 3.0),
@@ -85,6 +90,18 @@ def test_the_few_shot_table_names_protocols_marks_two_and_has_published_rows(tmp
     assert r"\textcolor{gray}{81.79}" in shots.table.to_latex()
     assert "<u>" in shots.table.to_markdown()
     assert "the second best underlined" in shots.table.footnotes()[0]
+
+
+def test_runs_on_earlier_images_of_a_dataset_have_their_calibration_error(tmp_path: Path) -> None:
+    with open_store(tmp_path) as store:
+        for key in ("a", "b"):
+            record(store, key)
+    with closing(sqlite3.connect(tmp_path / DATABASE)) as db, db:
+        db.execute("UPDATE scores SET images = key || ?", ["0" * 63])
+    study = read_study(tmp_path)
+    assert set(study.runs.dataset) == {"colours", "colours (a0000000)"}
+    for _, runs in study.runs.groupby("dataset"):
+        assert field.facts(study, runs)["ECE"] == "0.00"
 
 
 def test_runs_chosen_on_test_labels_say_so_beside_the_same_runs_chosen_otherwise(tmp_path: Path) -> None:
