@@ -177,8 +177,9 @@ def open_store(folder: Path) -> Iterator[ResultsStore]:
         try:
             with writing_database(folder / DATABASE) as db:
                 # Left by a process that was killed.
-                for part in (folder / CONTEXTS).glob(f"*.safetensors.*{PART}"):
-                    part.unlink(missing_ok=True)
+                for pattern in (f"{GRID}.*", f"{DATASETS}.*", f"{CONTEXTS}/*.safetensors.*"):
+                    for part in folder.glob(f"{pattern}{PART}"):
+                        part.unlink(missing_ok=True)
                 try:
                     yield ResultsStore(folder, db)
                 except UserError:

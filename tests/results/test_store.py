@@ -62,3 +62,18 @@ def test_complete_runs_are_kept_where_the_next_one_is_not(tmp_path: Path, error:
         assert keys(tmp_path) == ["a"]
         record(store, "c")
     assert keys(tmp_path) == ["a", "c"]
+
+
+def test_files_that_a_killed_process_left_half_written_are_removed(tmp_path: Path) -> None:
+    with open_store(tmp_path) as store:
+        record(store, "a")
+    names = ["grid.yaml", "datasets.json", "contexts/b.safetensors"]
+    parts = [tmp_path / f"{name}.12-0123abcd.part" for name in names]
+    own = tmp_path / "film.part"
+    for path in (*parts, own):
+        path.write_text("half")
+    with open_store(tmp_path):
+        pass
+    assert not any(part.exists() for part in parts)
+    assert own.exists()
+    assert keys(tmp_path) == ["a"]
