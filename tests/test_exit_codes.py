@@ -278,8 +278,11 @@ def test_ctrl_c_while_a_library_is_imported_is_130(tmp_path, module, reaction):
     assert run_interruptible(*FASTCOOP, "cache-features", "colours", env=env) == (130, "", STOPPED)
 
 
-@pytest.mark.parametrize("finalizer", ["Mortal()", "finalize(Mortal, press_ctrl_c)"])
-def test_ctrl_c_in_a_finalizer_whose_exceptions_python_ignores_is_130(finalizer):
+@pytest.mark.parametrize(
+    "place", ["dying = Mortal(); del dying", "finalize(Mortal, press_ctrl_c)()", "drawing_in_c()"]
+)
+def test_ctrl_c_where_its_exception_is_ignored_or_replaced_is_130(place):
+    """Python ignores exceptions of finalizers, and C code of libraries raises others in their place."""
     script = (
         "import os, signal, sys, time\n"
         "from weakref import finalize\n"
@@ -290,9 +293,14 @@ def test_ctrl_c_in_a_finalizer_whose_exceptions_python_ignores_is_130(finalizer)
         "class Mortal:\n"
         "    def __del__(self):\n"
         "        press_ctrl_c()\n"
+        "def drawing_in_c():\n"
+        "    try:\n"
+        "        press_ctrl_c()\n"
+        "        time.sleep(1)\n"
+        "    except KeyboardInterrupt:\n"
+        "        raise ValueError('invalid matrix') from None\n"
         "def list_runs(*_):\n"
-        f"    mortal = {finalizer}\n"
-        "    mortal = mortal() if isinstance(mortal, finalize) else None\n"
+        f"    {place}\n"
         "    time.sleep(10)\n"
         "listing.list_runs = list_runs\n"
         "sys.argv = ['fastcoop', 'results', 'list', '.']\n"

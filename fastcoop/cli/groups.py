@@ -12,7 +12,7 @@ from typer import Option
 from typer.core import TyperGroup
 
 from fastcoop import escape
-from fastcoop.cli.interrupts import INTERRUPTED, STOPPED
+from fastcoop.cli.interrupts import INTERRUPTED, STOPPED, interrupted
 from fastcoop.cli.output import say
 
 # The order in which a study uses them; other commands follow.
@@ -28,7 +28,9 @@ class StudyOrder(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except BaseException as error:
+            if not isinstance(error, KeyboardInterrupt) and not interrupted.is_set():
+                raise
             say(STOPPED, err=True)
             raise typer.Exit(INTERRUPTED) from None
 

@@ -15,6 +15,8 @@ INTERRUPTED = 130  # the exit code of shells for Ctrl-C
 STOPPED = "Stopped. Finished work is kept; the same command continues it."
 RETRY_AFTER = 0.01  # seconds
 
+interrupted = threading.Event()  # KeyboardInterrupt was raised, which libraries may replace by other errors
+
 
 @contextmanager
 def handling_ctrl_c(ends_process: bool) -> Iterator[None]:
@@ -28,6 +30,7 @@ def handling_ctrl_c(ends_process: bool) -> Iterator[None]:
     if handler is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
         yield
         return
+    interrupted.clear()
     signal.signal(signal.SIGINT, _interrupt)
     try:
         yield
@@ -50,6 +53,7 @@ def _interrupt(_: int, frame: FrameType | None) -> None:
         if module == __package__:
             break
         frame = frame.f_back
+    interrupted.set()
     raise KeyboardInterrupt
 
 
