@@ -133,10 +133,13 @@ def _few_images(study: Study) -> Iterator[Caution]:
     own = runs[(runs.source == runs.dataset) & (runs.shots != frames.ALL_SHOTS) & runs.train_images.notna()]
     tested = own.dropna(subset=["per_class"])
     classes = tested.per_class.map(lambda text: len(json.loads(text))).astype(float)
+    lacking: dict[str, list[object]] = {}
     for dataset, frame in tested[tested.train_images < classes * tested.shots].groupby("dataset", sort=False):
         shots = ", ".join(map(frames.in_shots, sorted(frame.shots.unique())))
-        text = f"{dataset} has classes with fewer training images than requested, at {shots}."
-        yield Caution(text, f"classes with too few images at {shots}", [dataset])
+        lacking.setdefault(shots, []).append(dataset)
+    for shots, datasets in lacking.items():
+        text = f"Some classes have fewer training images than requested at {shots}: {', '.join(map(str, datasets))}."
+        yield Caution(text, f"classes with too few images at {shots}", datasets)
     seeds = runs.groupby("dataset", sort=False).seed.nunique()
     if len(alone := seeds.index[seeds == 1]):
         text = f"Only one seed was run on {', '.join(alone)}: no deviation, and no test over seeds."
@@ -178,14 +181,16 @@ def _case(row: Any) -> str:
 
 def _point(row: Any) -> str:
     """Name a point of a curve."""
-    return f"{name_of(row.series, row.context_length)} on {row.dataset} at {frames.in_shots(row.shots)}"
+    shots = f" at {frames.in_shots(row.shots)}" if row.shots else ""
+    return f"{name_of(row.series, row.context_length)} on {row.dataset}{shots}"
 
 
 def _named(runs: pd.DataFrame) -> str:
     cases = []
     for row in frames.rows_of(runs):
         accuracy = "" if math.isnan(row.accuracy) else f": {row.accuracy:.1f}%"
-        cases.append(f"{_point(row)}, seed {row.seed} ({row.backbone}){accuracy}")
+        seed = f", seed {row.seed}" if row.shots else ""
+        cases.append(f"{_point(row)}{seed} ({row.backbone}){accuracy}")
     return _some(cases)
 
 

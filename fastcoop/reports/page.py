@@ -347,7 +347,9 @@ def _reproduce(study: Study, out: Path) -> str:
         sweep = first[2:]
     else:
         grid = study.grid_text
-    parts = [_pre(f"{sweep}\n{escape.shell_command('fastcoop', 'report', study.folder, '--out', out)}")]
+    gallery = ("--gallery",) if study.pictures else ()
+    report = escape.shell_command("fastcoop", "report", study.folder, "--out", out, *gallery)
+    parts = [_pre(f"{sweep}\n{report}")]
     if grid:
         parts.append(_fold(str(study.folder / "grid.yaml"), _pre(grid)))
     if versions := sorted(set(study.runs.versions.dropna())):

@@ -154,7 +154,25 @@ def test_fewer_training_images_than_shots_are_said():
     frame["train_images"] = 2 * frame.shots
     assert warned(frame) == ""
     frame.loc[frame.shots == 16, "train_images"] = 30
-    assert "objects has classes with fewer training images than requested, at 16 shots" in warned(frame)
+    assert "Some classes have fewer training images than requested at 16 shots: objects." in warned(frame)
+
+
+def test_datasets_with_too_few_images_share_a_warning(tmp_path):
+    frame = results(datasets=("objects", "digits"), shots=(1, 16))
+    frame["per_class"] = json.dumps([50.0, 40.0])
+    frame["train_images"] = 1
+    short = "classes with too few images at 1 shot, 16 shots"
+    (found,) = [one for one in cautions(study_of(frame, tmp_path)) if one.short == short]
+    assert list(found.datasets) == ["objects", "digits"]
+
+
+def test_a_zero_shot_run_is_named_without_shots_and_seed(tmp_path):
+    frame = results()
+    frame.loc[frame.method == "zero_shot", "chance"] = 100.0
+    text = warned(frame)
+    assert "not better than chance: Zero-shot CLIP on " in text
+    assert "0 shots" not in text
+    assert "seed 0" not in text
 
 
 def test_seeds_that_share_all_their_images_are_said(tmp_path):

@@ -165,6 +165,7 @@ def test_without_pictures_the_page_names_the_command(study: Study, world: Path, 
     assert re.search('<img id="image-mistakes-colours"[^>]* src="data:image/svg', unpacked(page))
     assert key[:12] in Path("report").joinpath("mistakes-colours-pairs.md").read_text()
     assert not list(Path("report").glob("mistakes-odd*"))
+    assert "fastcoop report results --out report --gallery" in Path("report/index.html").read_text("utf-8")
     assert Path("report/mistakes-colours.png").stat().st_size > 10_000
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed to open the page in")
@@ -176,6 +177,11 @@ def test_without_pictures_the_page_names_the_command(study: Study, world: Path, 
         picture = opened.locator("#mistakes .grid img").first
         picture.wait_for()
         assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == 24
+        narrow = (
+            "image => { const canvas = document.createElement('canvas'); canvas.width = 8; canvas.height = 80;"
+            " image.src = canvas.toDataURL(); return image.decode().then(() => image.getBoundingClientRect().height) }"
+        )
+        assert picture.evaluate(narrow) == 96
         link = opened.locator("#mistakes a[data-image]").last  # in a fold that was unpacked
         assert link.get_attribute("href").startswith("data:image/svg+xml")
         cells = opened.locator("#mistakes .panels.confusions .chart svg .mark-rect path")
