@@ -65,6 +65,7 @@ def test_sweep_report_interpret_and_results_from_one_grid(run, world, tmp_path):
     code, out, _ = run("sweep", grid, *data)
     assert code == 0
     assert "finished 5 of 5 runs" in out
+    assert "figures and tables: fastcoop report results/small\n" in out
     code, out, _ = run("sweep", grid, *data, "--json")
     assert json.loads(out)["finished"] == 0
     code, out, _ = run("interpret", "results/small", "--backbone", world / "tiny", "-k", "2", "--json")
@@ -72,6 +73,8 @@ def test_sweep_report_interpret_and_results_from_one_grid(run, world, tmp_path):
     words = json.loads(out)
     assert len(words) == 2
     assert all(len(vector["words"]) == 2 for run_words in words.values() for vector in run_words["vectors"])
+    _, out, _ = run("interpret", "results/small", "--backbone", world / "tiny")
+    assert "(mean distance of the nearest words of a random context: " in out
     code, out, _ = run("report", "results/small")
     assert code == 0
     assert (tmp_path / "reports" / "small" / "figure3.png").stat().st_size > 10_000

@@ -119,8 +119,8 @@ def doctor(as_json: AsJson = False) -> None:
 def _word_lines(words_by_run: Mapping[str, dict[str, Any]]) -> Iterator[str]:
     for key, words in words_by_run.items():
         yield (
-            f"{key[:12]}  nearest words: mean distance {words['by_chance']:.3g} from a random context, "
-            f"{words['initial']:.3g} from the initial one"
+            f"{key[:12]}  (mean distance of the nearest words of a random context: {words['by_chance']:.3g}, "
+            f"of the initial one: {words['initial']:.3g})"
         )
         if "summary" not in words:
             for vector in words["vectors"]:

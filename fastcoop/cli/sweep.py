@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
+from fastcoop import escape
 from fastcoop.cli import options
 from fastcoop.cli.groups import app
 from fastcoop.cli.output import say, show
@@ -72,7 +73,7 @@ def sweep(
         "backend": backend, "address": address, "class_names": class_names,
     }  # fmt: skip
     summary = run_sweep(grid, **given_values)
-    show(summary.as_json(), _planned_lines(summary) if dry_run else _summary_lines(summary), as_json)
+    show(summary.as_json(), _planned_lines(summary) if dry_run else _done_lines(summary), as_json)
     if dry_run:
         return
     if summary.diverged:
@@ -100,6 +101,11 @@ def _summary_lines(summary: Summary, verb: str = "finished", number: int | None 
             f"{summary.engine_share:.0%} of the time in training steps; "
             f"at most {summary.peak_memory_bytes / 1e9:.1f} GB of memory together"
         )
+
+
+def _done_lines(summary: Summary) -> Iterator[str]:
+    yield from _summary_lines(summary)
+    yield f"figures and tables: {escape.shell_command('fastcoop', 'report', summary.results)}"
 
 
 def _planned_lines(planned: Summary) -> Iterator[str]:
