@@ -43,7 +43,7 @@ print(frame.pivot_table(index="label", columns="shots", values="accuracy"))
 best = frame[frame.method == "coop"].sort_values("accuracy").iloc[-1]
 predictions = fc.load_predictions("results/study", best.key)
 wrong = predictions.labels != predictions.predicted
-print(f"{best.label}, {best.shots} shots: {wrong.sum()} of {len(wrong)} wrong")
+print(f"{best.label}, shots: {best.shots}; {wrong.sum()} of {len(wrong)} wrong")
 
 # %% Find the words nearest to its context vectors (Table 4)
 contexts = torch.from_numpy(fc.load_contexts("results/study", best.key))  # (M, width)
