@@ -7,16 +7,32 @@ import platform
 import signal
 import threading
 import time
+from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 try:
-    from joblib.externals.loky import ProcessPoolExecutor as ProcessPoolExecutor
+    from joblib.externals import loky
 except ImportError:  # a distribution's joblib, with loky as a package of its own
-    from loky import ProcessPoolExecutor as ProcessPoolExecutor
+    import loky
 
 CHECK_EVERY = 1.0  # seconds
+
+
+class ProcessPoolExecutor(loky.ProcessPoolExecutor):
+    """loky's, whose workers Ctrl-C never reaches: while they start, it would end them with a traceback each."""
+
+    def submit(self, *args: Any, **kwargs: Any) -> Any:
+        if not hasattr(signal, "pthread_sigmask"):  # Windows
+            return super().submit(*args, **kwargs)
+        resource_tracker.ensure_running()  # its start unblocks the signal
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which a new process inherits
+        try:
+            return super().submit(*args, **kwargs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def exit_with_parent(pid: int) -> None:

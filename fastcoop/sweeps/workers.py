@@ -199,7 +199,11 @@ class _Worker:
         self._pool = ProcessPoolExecutor(1, env=env)
         log_level = logging.root.manager.disable  # as the command line's -q sets it
         arguments = replace(spec, device=kind), os.getpid(), checkpoints.EVERY, log_level
-        self._call = self._pool.submit(_serve, self._worker_end, *arguments)
+        try:
+            self._call = self._pool.submit(_serve, self._worker_end, *arguments)
+        except BaseException:  # Ctrl-C, which waits until the process has started
+            self.kill()
+            raise
 
     @property
     def has_died(self) -> bool:

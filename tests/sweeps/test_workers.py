@@ -24,6 +24,7 @@ from fastcoop.grids import read_grid
 from fastcoop.grids.planning import plan_runs
 from fastcoop.methods import RunSpec
 from fastcoop.methods.coop import CoOpSettings
+from fastcoop.processes import ProcessPoolExecutor
 from fastcoop.results import load_contexts, load_results
 from fastcoop.results.records import Batch
 from fastcoop.results.store import ResultsStore
@@ -153,6 +154,17 @@ def test_a_worker_loads_no_towers_for_methods_on_features(world: Path, tmp_path:
         assert there[key].scores["colours"].accuracy == outcome.scores["colours"].accuracy
         for name, array in (outcome.weights or {}).items():
             assert np.array_equal(there[key].weights[name], array)
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="Windows has no signal masks")
+def test_ctrl_c_does_not_reach_workers_while_they_start() -> None:
+    pool = ProcessPoolExecutor(1)
+    try:
+        there = pool.submit(signal.pthread_sigmask, signal.SIG_BLOCK, ()).result()
+    finally:
+        pool.shutdown(kill_workers=True)
+    assert signal.SIGINT in there
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 DIES_AT_START = """import os, sys
