@@ -98,6 +98,7 @@ def _devices() -> Found:
         "cores": os.cpu_count(),
         "cores allowed": available_cores(),
         "threads of torch": torch.get_num_threads(),
+        "C compiler": shutil.which(os.environ.get("CC") or "cc") or "none",
         "cuda of torch": torch.version.cuda or "none (a build for CPUs)",
         "device auto": resolve_device("auto"),
     }
@@ -155,6 +156,8 @@ def advice(found: Found) -> Iterator[str]:
             yield "There is an NVIDIA driver, but torch finds no GPU: install torch's build for CUDA (pytorch.org)."
         if (threads := devices["threads of torch"]) < (cores := devices["cores allowed"]):
             yield f"torch uses {threads} of {cores} cores: unset OMP_NUM_THREADS where no other program needs them."
+        if devices.get("C compiler") == "none":
+            yield "There is no C compiler (cc), so training is slower: install gcc or clang, or name one in CC."
     if (free := known["memory"].get("available GB", LITTLE_MEMORY_GB)) < LITTLE_MEMORY_GB:
         yield f"Only {free} GB of memory are free: close other programs."
     for name, folder in known["folders"].items():

@@ -71,6 +71,7 @@ def test_broken_packages_are_described(capsys, monkeypatch) -> None:
     "torch does not work, {}: install it as pytorch.org says for this system.",
     "The GPU does not answer, so the CPU is used: restart its driver, or this machine.",
     "There is an NVIDIA driver, but torch finds no GPU: install torch's build for CUDA (pytorch.org).",
+    "There is no C compiler (cc), so training is slower: install gcc or clang, or name one in CC.",
     "Only {} GB of memory are free: close other programs.",
     "Only {} GB are free for {}: delete files there, or choose another folder.",
 )
@@ -87,6 +88,7 @@ def test_broken_packages_are_described(capsys, monkeypatch) -> None:
         ("devices", None, "unknown (OSError: x)", "torch does not work, unknown (OSError: x)"),
         ("devices", "cuda:0", "a card", "The GPU does not answer"),
         ("devices", "threads of torch", 1, "torch uses 1 of 2 cores: unset OMP_NUM_THREADS"),
+        ("devices", "C compiler", "none", "There is no C compiler (cc)"),
         ("memory", "available GB", 1.0, "Only 1.0 GB of memory are free"),
         ("folders", "cache", {"free GB": 0.5}, "Only 0.5 GB are free for cache"),
         ("weights", "downloaded", [], "No pretrained weights are on this machine"),

@@ -1,334 +1,165 @@
-"""Attention over the forest: rows gathered into the packs of each tree, the packs attended, and back.
+"""Attention over the forest, prompt by prompt: the plain way, for every device and precision.
 
-A query's keys are of two kinds: those that all bundles share (constants and trunk) and those of its own bundle. Scores
-against both go into one softmax, so nothing is approximated and, unlike in flash-attention, no partial softmaxes are
-merged afterwards.
-
-Shapes: R runs, H heads, d = width / H, P bundles of T positions, of which Q have queries, S shared keys (constants;
-below the trunk, the trunk's positions too), K own keys (the constants before the bundle, and its T positions).
-Queries arrive scaled (the weights are folded).
+A row reads itself and its ancestors. Here the keys of each prompt are gathered, those that it shares with others too,
+and the rows that no earlier prompt has are its queries. `kernels.cpu` and `kernels.attention` compute the same on the
+rows where they are.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from functools import cache, partial
-from itertools import chain
+from collections.abc import Iterator
+from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastcoop.engine.forest import Forest, Group, Workspace
-from fastcoop.engine.tree_layout import TreeLayout
+from fastcoop.engine.tree_layout import NONE, TreeLayout, padded
 
 
-class Routes:
-    """Where each slice of a row is in the packs, for ``runs`` (R) runs of one tree at once.
+class Paths(NamedTuple):
+    """P prompts of a tree with equally many queries.
 
-    A slice is one head's part, d numbers, of a row's query, key or value: a row has 3 H. Dense products have the slices
-    row by row; attention wants them pack by pack, each pack as queries, keys and values (R, H, P, T, d). With every
-    slice numbered, gathering positions and transposing heads is one ``index_select`` instead of two passes over memory.
-
-    Example: R = H = 1, the classes "cat" and "dog" behind one vector, so five live nodes: v, cat, end, dog, end. Row
-    r has the slices 3r (query), 3r + 1 (key), 3r + 2 (value). The trunk [v] is the first pack; the bundles
-    [cat, end] and [dog, end] are the second::
-
-        slices in the packs    0 1 2 | 3 4 5 6 | 7 8 9 10 | 11 12 13 14
-        their content          q k v | queries | keys     | values
-        of the rows            0 0 0 | 1 2 3 4 | 1 2 3 4  | 1 2 3 4
-        rows_to_packs          0 1 2 | 3 6 9 12| 4 7 10 13| 5 8 11 14     pack slice -> row slice
-        packs_to_rows          0 1 2, 3 7 11, 4 8 12, 5 9 13, 6 10 14     row slice -> pack slice
-
-    With H = 2, row r has the slices 6r (query of head 0), 6r + 1 (query of head 1), 6r + 2 (key of head 0) to 6r + 5,
-    and each part of a pack holds head 0's positions, then head 1's: the queries of the second pack are the row
-    slices 6 12 18 24, 7 13 19 25.
-
-    Outputs are numbered like the queries alone, 0 to 4, so query_index and output_index are 0 1 2 3 4. With
-    ``leaves_only``, only the end tokens (rows 2 and 4) have queries, as in the last layer: both are [0, 1].
-
-    Attributes (int64 on the tree's device):
-        rows_to_packs: (slices,) the row slice at each pack slice.
-        packs_to_rows: (R rows 3 H,) the pack slice of each row slice; any, where a row has no query.
-        query_index: (queries,) the row output (R queried rows H,) that belongs to each query.
-        output_index: (R queried rows H,) the query that belongs to each row output.
-        unused_queries: Queries of padding and of copies: no row reads their output.
-        copies: (R copies 2 H,) pack slices of copied keys and values.
-        masks: Of each pack, for the queries that it has: (P or 1, Q, K), added to the scores.
+    Example: the classes "cat" and "dog" behind one vector, so the rows v, cat, end, dog, end, and behind them the start
+    token as place 5. The first prompt has the queries 0, 1, 2 and the keys 5, 0, 1, 2; the second one the queries 3, 4
+    and the keys 5, 0, 3, 4. In the last layer they have the queries 2 and 4, whose outputs are 0 and 1.
     """
 
-    def __init__(self, tree_layout: TreeLayout, heads: int, runs: int, leaves_only: bool):
-        layout, device = tree_layout, tree_layout.copied_rows.device
-        parts: list[np.ndarray] = []  # positions of the queries, keys and values of each pack
-        # Of each pack's queries, and of its keys with its values.
-        self._shapes: list[tuple[int, ...]] = []
-        self.masks: list[Tensor] = []
-        for positions, mask, _, places in layout.packs:
-            queries = np.take_along_axis(positions, places, 1) if leaves_only else positions
-            parts += [queries, positions, positions]
-            self._shapes += [(runs, heads, *queries.shape), (2, runs, heads, *positions.shape)]
-            at = torch.as_tensor(places, device=device)[..., None]
-            self.masks.append(mask.take_along_dim(at, 1) if leaves_only else mask)
-        slice_at, slice_of = _number(parts, runs, layout.positions, 3, heads)
-        query_at, query_of = _number(parts[::3], runs, layout.positions, 1, heads)
-        self.slices, self.queries = len(slice_at), len(query_at)
-
-        queried = layout.leaf_query_positions if leaves_only else layout.query_positions
-        place = np.zeros(layout.positions, np.int64)  # of each queried position among its run's outputs
-        place[queried] = np.arange(len(queried))
-        row_slices = _count(runs, layout.rows, 3 * heads)[:, layout.gather]
-        row_outputs = _count(runs, len(queried), heads)[:, place]
-        read = query_of[:, queried]
-
-        def tensor(numbers: np.ndarray) -> Tensor:
-            return torch.as_tensor(numbers.ravel(), device=device)
-
-        self.rows_to_packs = tensor(row_slices.ravel()[slice_at])
-        self.packs_to_rows = tensor(slice_of[:, layout.query_positions])
-        self.query_index = tensor(row_outputs.ravel()[query_at])
-        self.output_index = tensor(read)
-        self.unused_queries = tensor(np.setdiff1d(np.arange(self.queries), read))
-        self.copies = tensor(slice_of[:, layout.copies, 1:])
-
-    def qkv(self, slices: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return each pack's queries (R, H, P, Q, d), and keys with values (2, R, H, P, T, d): views of ``slices``."""
-        views = iter(_views(slices, self._shapes))
-        return list(zip(views, views, strict=True))
-
-    def outputs(self, queries: Tensor) -> list[Tensor]:
-        """Return each pack's outputs (R, H, P, Q, d), views of ``queries`` (queries, d)."""
-        return _views(queries, self._shapes[::2])
+    queries: Tensor  # (P, Q) rows
+    outputs: Tensor  # (P Q,) their places in the output
+    keys: Tensor  # (P, T) places among a run's rows and, behind them, its constants; at the end 0 as padding
+    mask: Tensor  # (P, 1, Q, T) added to scores: 0 where a query reads a key, else -inf
 
 
-def _views(slices: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    """Return parts of ``slices`` (n, d), one after another, in these shapes."""
-    parts = slices.split([math.prod(shape) for shape in shapes])
-    return [part.view(*shape, slices.shape[1]) for part, shape in zip(parts, shapes, strict=True)]
+def paths_of(layout: TreeLayout, leaves_only: bool, dtype: torch.dtype) -> list[Paths]:
+    """Return the prompts of a tree, by their numbers of queries; with ``leaves_only`` each has one, its end token."""
+    tree, device = layout.tree, layout.leaf_rows.device
+    place = np.where(tree.live, np.cumsum(tree.live) - 1, layout.rows + np.cumsum(~tree.live) - 1)
+    output = np.searchsorted(np.unique(tree.leaf), np.arange(tree.nodes)) if leaves_only else place
+    asked, prompts = ~tree.live, []  # nodes that are no queries, or of an earlier prompt
+    for leaf in np.unique(tree.leaf):
+        nodes = np.array(tree.path(int(leaf)))
+        prompts.append((nodes[-1:] if leaves_only else nodes[~asked[nodes]], nodes))
+        asked[nodes] = True
+
+    def number(prompt: tuple[np.ndarray, np.ndarray]) -> int:
+        return len(prompt[0])
+
+    found = []
+    for _, equal in groupby(sorted(prompts, key=number), key=number):
+        own, nodes = zip(*equal, strict=True)
+        queries, keys = np.stack(own), padded(nodes)
+        is_read = np.arange(keys.shape[1]) <= tree.depth[queries][..., None]
+        mask = torch.zeros(is_read.shape, dtype=dtype).masked_fill_(torch.as_tensor(~is_read), -torch.inf)
+        indices = place[queries], output[queries].ravel(), np.where(keys == NONE, 0, place[keys])
+        rows, outputs, sources = (torch.as_tensor(index, device=device) for index in indices)
+        found.append(Paths(rows, outputs, sources, mask[:, None].to(device)))
+    return found
 
 
-def _count(*shape: int) -> np.ndarray:
-    return np.arange(math.prod(shape)).reshape(shape)
+def constant_rows(layout: TreeLayout) -> list[Tensor]:
+    """Return each layer's keys and values of the constants, (constants, 2 width)."""
+    return [kv.permute(2, 0, 1, 3).flatten(1).contiguous() for kv in layout.constants]
 
 
-def _number(parts: Sequence[np.ndarray], *shape: int) -> tuple[np.ndarray, np.ndarray]:
-    """Number (R, positions, kinds, H), and return the numbers in the order of ``parts``, and where each one is there.
+class PathAttention:
+    """Attention of all layers of one forest. Queries arrive scaled (the weights are folded).
 
-    Parts are positions of each kind in turn; the numbers of a part are in the order (R, H, *positions).
-    """
-    number, kinds = _count(*shape), shape[2]
-    ordered = [number[:, part, n % kinds].transpose(0, 3, 1, 2).ravel() for n, part in enumerate(parts)]
-    at = np.concatenate(ordered)
-    place = np.zeros(number.size, np.int64)
-    place[at] = np.arange(len(at))
-    return at, place.reshape(shape)
-
-
-class PackAttention:
-    """Attention of all layers of one forest, by batched products, chunk by chunk and pack by pack.
-
-    A chunk is so few runs of a group that their scores stay in a CPU's cache. In the last layer only leaves have
-    queries and outputs. Spare rows get zeros, which nothing reads.
+    Shapes: R runs, P prompts, H heads of d numbers, Q queries, T keys.
     """
 
     def __init__(self, forest: Forest):
-        self.forest, self.width, heads = forest, forest.tower.width, forest.tower.heads
-        self.last, self.d = len(forest.tower.blocks) - 1, self.width // heads
-        routes = cache(partial(Routes, heads=heads))  # chunks of equal trees and numbers of runs share them
-        # The chunks, their routes and the places of their outputs, in all layers but the last, and in the last.
-        self.chunks: tuple[list[tuple[Group, Routes, slice]], ...] = [], []
-        for group in forest.groups:
-            _ = group.tree_layout.packed_constants  # computed here, since a step may not wait for the host
-            for chunk in group.split(max(1, forest.chunk // group.tree_layout.positions)):
-                for chunks, leaves_only in zip(self.chunks, (False, True), strict=True):
-                    own = routes(chunk.tree_layout, runs=chunk.runs, leaves_only=leaves_only)
-                    chunks.append((chunk, own, chunk.leaves if leaves_only else chunk.rows))
+        self.forest, self.width, self.heads = forest, forest.tower.width, forest.tower.heads
+        self.last = len(forest.tower.blocks) - 1
+        layouts, dtype = {g.tree_layout: None for g in forest.groups}, forest.tower.dtype
+        self._paths = {(one, last): paths_of(one, last, dtype) for one in layouts for last in (False, True)}
+        self._constants = {layout: constant_rows(layout) for layout in layouts}
 
     def qkv(self, layer: int, workspace: Workspace) -> Tensor:
         """Return the memory (rows, 3 width) into which the tower writes a layer's queries, keys and values."""
-        qkv = workspace.qkv(self.forest.rows, 3 * self.width)
-        # Packs are padded with queries of other rows, which must be finite. The last layer writes those of leaves only;
-        # the others hold an earlier layer's, unless this is the only layer.
-        if layer == self.last == 0:
-            qkv[:, : self.width].zero_()
-        return qkv
+        return workspace.layers[layer].qkv(self.forest.rows, 3 * self.width)
 
     def forward(self, layer: int, workspace: Workspace) -> Tensor:
         """Return the outputs (rows, width) for what is in ``qkv``; in the last layer (leaves, width)."""
-        forest, is_last, d = self.forest, layer == self.last, self.d
-        qkv = workspace.qkv(forest.rows, 3 * self.width)
+        forest, is_last = self.forest, layer == self.last
         result = workspace.attended(forest.leaves if is_last else forest.rows, self.width)
-        for chunk, routes, places in self.chunks[is_last]:
-            products = workspace.layers[layer].products.get(chunk)
-            if products is None:
-                products = ChunkProducts(layer, chunk, routes, workspace)
-            torch.index_select(qkv[chunk.rows].view(-1, d), 0, routes.rows_to_packs, out=products.slices)
-            for call in products.forward:
-                call()
-            torch.index_select(products.outputs, 0, routes.output_index, out=result[places].view(-1, d))
+        for group, all_paths in self._chunks(is_last):
+            own, kv = _by_run(result, group, is_last), self._kv(layer, group, workspace)
+            for paths in all_paths:
+                _, _, v, probabilities = self._read(layer, group, paths, kv, workspace)
+                own.index_copy_(1, paths.outputs, _join_heads(probabilities @ v))
         result[forest.used_leaves if is_last else forest.used_rows :].zero_()
         return result
 
     def backward(self, layer: int, grad: Tensor, workspace: Workspace) -> Tensor:
-        """Return the gradient of ``qkv`` (rows, 3 width) from that of the outputs.
+        """Return the gradient of ``qkv`` (rows, 3 width) from that of the outputs. It computes the scores again.
 
         In the last layer, the queries' gradient is defined at leaves only.
         """
-        d, width = self.d, self.width
-        result = workspace.grad_qkv(self.forest.rows, 3 * width)
-        for chunk, routes, places in self.chunks[layer == self.last]:
-            products = workspace.layers[layer].products[chunk]
-            torch.index_select(grad[places].view(-1, d), 0, routes.query_index, out=products.outputs)
-            products.outputs.index_fill_(0, routes.unused_queries, 0.0)
-            for call in products.backward:
-                call()
-            layout, rows, slices = chunk.tree_layout, result[chunk.rows], products.grad_slices
-            torch.index_select(slices, 0, routes.packs_to_rows, out=rows.view(-1, d))
-            if len(layout.copies):
-                copies = slices.index_select(0, routes.copies).view(chunk.runs, -1, 2 * width)
-                of_run = rows.view(chunk.runs, layout.rows, 3 * width)
-                of_run[:, layout.copied_rows, width:] += layout.sum_copies(copies)
-        result[self.forest.used_rows :].zero_()
+        forest, width, is_last = self.forest, self.width, layer == self.last
+        result = workspace.grad_qkv(forest.rows, 3 * width)
+        for group, all_paths in self._chunks(is_last):
+            own, kv = _by_run(grad, group, is_last), self._kv(layer, group, workspace)
+            of_qkv = _by_run(result, group, False)
+            of_kv = torch.zeros_like(kv, dtype=forest.tower.sum_dtype)
+            for paths in all_paths:
+                q, k, v, probabilities = self._read(layer, group, paths, kv, workspace)
+                of_output = self._gather(own, paths.outputs.view_as(paths.queries), 1)[0]
+                scores = of_output @ v.mT
+                scores = probabilities * (scores - (scores * probabilities).sum(-1, keepdim=True))
+                of_qkv[..., :width].index_copy_(1, paths.queries.flatten(), _join_heads(scores @ k))
+                of_keys = _join_heads(scores.mT @ q), _join_heads(probabilities.mT @ of_output)
+                at = (
+                    of_kv.shape[1] * torch.arange(group.runs, device=grad.device)[:, None]
+                    + paths.keys.flatten()
+                )
+                joined = torch.cat(of_keys, -1).to(of_kv.dtype)
+                of_kv.flatten(0, 1).index_add_(0, at.flatten(), joined.flatten(0, 1))
+            of_qkv[..., width:] = of_kv[:, : of_qkv.shape[1]]
+        result[forest.used_rows :].zero_()
         return result
 
+    def _chunks(self, is_last: bool) -> Iterator[tuple[Group, list[Paths]]]:
+        """Yield so few runs of a group at a time that the keys gathered of them stay in a CPU's cache."""
+        for group in self.forest.groups:
+            paths = self._paths[group.tree_layout, is_last]
+            gathered = max(one.keys.numel() for one in paths)
+            for chunk in group.split(max(1, self.forest.chunk // gathered)):
+                yield chunk, paths
 
-Calls = list[Callable[[], object]]  # of operations on fixed memory, in their order
+    def _kv(self, layer: int, group: Group, workspace: Workspace) -> Tensor:
+        """Return the keys and values of a run's rows and of its constants, (R, rows + constants, 2 width)."""
+        rows = _by_run(self.qkv(layer, workspace), group, False)[..., self.width :]
+        return torch.cat([rows, self._constants[group.tree_layout][layer].expand(group.runs, -1, -1)], 1)
 
+    def _read(
+        self, layer: int, group: Group, paths: Paths, kv: Tensor, workspace: Workspace
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return queries (R, P, H, Q, d), keys and values (R, P, H, T, d), and probabilities (R, P, H, Q, T)."""
+        rows = _by_run(self.qkv(layer, workspace), group, False)
+        q, (k, v) = self._gather(rows, paths.queries, 1)[0], self._gather(kv, paths.keys, 2)
+        return q, k, v, torch.softmax(q @ k.mT + paths.mask, -1)
 
-class ChunkProducts:
-    """The attention of one chunk in one layer, as lists of operations that every step repeats on the same memory.
+    def _gather(self, rows: Tensor, index: Tensor, kinds: int) -> Tensor:
+        """Return the first ``kinds`` of queries, keys and values in ``rows`` (R, rows, n width) at ``index`` (P, m).
 
-    Slicing and reshaping the tensors in each step took 4 to 8 % of it in a tower of width 128.
-
-    Attributes:
-        slices: (slices, d), queries, keys and values by pack.
-        outputs: (queries, d), the outputs by pack, or their gradient.
-        forward: Writes the outputs.
-        grad_slices, backward: The gradient of ``slices``, and what writes it from that in ``outputs``. They exist where
-            the workspace keeps what a backward pass needs.
-    """
-
-    def __init__(self, layer: int, chunk: Group, routes: Routes, workspace: Workspace):
-        layout, runs, memory = chunk.tree_layout, chunk.runs, workspace.layers[layer]
-        key = chunk if workspace.keep else None
-        constants, *befores = layout.packed_constants[layer]
-        _, H, count, d = constants.shape
-        self.slices = memory.slices[key](routes.slices, d)
-        self.outputs = workspace.attended_slices(routes.queries, d)
-        self.forward: Calls = []
-        # Keys and values that all bundles share, (2, R, H, S, d): constants, which are written here, and the trunk's.
-        trunk = layout.trunk.positions.size if layout.trunk else 0
-        shared = memory.shared_kv[key](2, runs, H, count + trunk, d)
-        shared[..., :count, :] = constants[:, None]
-        if workspace.keep:
-            self.grad_slices = workspace.grad_slices(routes.slices, d)
-            grad_shared, grads = workspace.grad_shared(*shared.shape), routes.qkv(self.grad_slices)
-            self.backward: Calls = [grad_shared.zero_] if trunk else []
-            backwards: list[Calls] = []  # of the packs
-        blocks = zip(
-            routes.qkv(self.slices), routes.outputs(self.outputs), befores, routes.masks, strict=True
-        )
-        for p, ((q, kv), out, before, mask) in enumerate(blocks):
-            read, own, length, is_trunk = shared, kv, before.shape[3], trunk > 0 and p == 0
-            if is_trunk:  # all other packs read its keys
-                read = shared[..., :count, :]
-                self.forward.append(partial(shared[..., count:, :].copy_, kv[:, :, :, 0]))
-            if before.numel():
-                own = memory.own_kv[key, p](*kv.shape[:4], length + kv.shape[4], d)
-                own[..., :length, :] = before[:, None]
-                self.forward.append(partial(own[..., length:, :].copy_, kv))
-            if out.numel():
-                calls, scores = _scores(q, read[0], own[0], mask, workspace)
-                probabilities = memory.probabilities[key, p](*scores.shape)
-                softmax = partial(torch.softmax, scores, -1, out=probabilities)
-                self.forward += [*calls, softmax, *_weighted_sum(probabilities, read[1], own[1], out)]
-            if workspace.keep:
-                grad_q, grad_kv = grads[p]
-                calls = [grad_kv.zero_]  # where the pack has no queries
-                if out.numel():
-                    below = grad_shared if trunk and not is_trunk else None
-                    pack = out, q, own, read, probabilities
-                    calls = _attend_backward(*pack, workspace, grad_q, grad_kv, below)
-                if is_trunk:
-                    calls.append(partial(grad_kv[:, :, :, 0].add_, grad_shared[..., count:, :]))
-                backwards.append(calls)
-        if workspace.keep:
-            memory.products[chunk] = self
-            self.backward += chain.from_iterable(reversed(backwards))  # the trunk comes last
+        The result is (kinds, R, P, H, m, d), gathered in one pass: the parts of heads, of d numbers, are numbered.
+        """
+        runs, count, numbers = rows.shape
+        parts = torch.arange(kinds * self.heads, device=index.device).view(kinds, 1, 1, self.heads, 1)
+        starts = count * torch.arange(runs, device=index.device)[:, None, None, None] + index[:, None]
+        d = self.width // self.heads
+        at = starts * (numbers // d) + parts
+        return rows.reshape(-1, d).index_select(0, at.flatten()).view(*at.shape, d)
 
 
-def _attend_backward(
-    grad: Tensor,
-    q: Tensor,
-    kv: Tensor,
-    shared: Tensor,
-    probabilities: Tensor,
-    workspace: Workspace,
-    grad_q: Tensor,
-    grad_kv: Tensor,
-    grad_shared: Tensor | None,
-) -> Calls:
-    """Return what writes the gradients of q, k and v, without the constants before them, from that of the outputs.
-
-    Those of the shared keys and values are added to ``grad_shared`` (2, R, H, S, d), unless nothing reads them.
-    """
-    S, T = shared.shape[3], grad_kv.shape[4]
-    calls, grad_probabilities = _scores(grad, shared[1], kv[1], None, workspace)
-    grad_scores = workspace.grad_scores(*probabilities.shape)
-    calls.append(partial(softmax_backward, grad_probabilities, probabilities, grad_scores))
-    calls += _weighted_sum(grad_scores, shared[0], kv[0], grad_q)
-    for n, (weights, x) in enumerate(((grad_scores, q), (probabilities, grad))):  # of keys, of values
-        own = _by_bundle(weights[..., -T:]).mT
-        calls.append(partial(torch.bmm, own, _by_bundle(x), out=_by_bundle(grad_kv[n])))
-        if grad_shared is not None:
-            of_shared = _by_head(weights[..., :S]).mT
-            calls.append(partial(_by_head(grad_shared[n]).baddbmm_, of_shared, _by_head(x)))
-    return calls
+def _by_run(rows: Tensor, group: Group, is_last: bool) -> Tensor:
+    """Return a view of a group's rows, or of its leaves in the last layer, (R, rows of a run, ...)."""
+    return rows[group.leaves if is_last else group.rows].unflatten(0, (group.runs, -1))
 
 
-def _scores(
-    x: Tensor, shared: Tensor, own: Tensor, mask: Tensor | None, workspace: Workspace
-) -> tuple[Calls, Tensor]:
-    """Return what writes the products of x (R, H, P, Q, d) with shared and own keys, side by side, and the products.
-
-    Shared keys are (R, H, S, d), own ones (R, H, P, K, d).
-    """
-    dims, S, K = x.shape[:4], shared.shape[2], own.shape[3]
-    with_shared, with_own = workspace.scores_shared(*dims, S), workspace.scores_own(*dims, K)
-    both = workspace.scores(*dims, S + K)
-    calls: Calls = [
-        partial(torch.bmm, _by_head(x), _by_head(shared).mT, out=_by_head(with_shared)),
-        partial(torch.bmm, _by_bundle(x), _by_bundle(own).mT, out=_by_bundle(with_own)),
-        *([] if mask is None else [partial(with_own.add_, mask)]),
-        partial(torch.cat, [with_shared, with_own], -1, out=both),
-    ]
-    return calls, both
-
-
-def _weighted_sum(weights: Tensor, shared: Tensor, own: Tensor, out: Tensor) -> Calls:
-    """Return what writes the sums of shared (R, H, S, d) and own (R, H, P, K, d) by weights into ``out``."""
-    S = shared.shape[2]
-    return [
-        partial(torch.bmm, _by_head(weights[..., :S]), _by_head(shared), out=_by_head(out)),
-        partial(_by_bundle(out).baddbmm_, _by_bundle(weights[..., S:]), _by_bundle(own)),
-    ]
-
-
-def _by_head(x: Tensor) -> Tensor:
-    """Return a view of (R, H, ..., m) with one matrix per run and head."""
-    return x.flatten(0, 1).flatten(1, -2)
-
-
-def _by_bundle(x: Tensor) -> Tensor:
-    """Return a view of (R, H, P, n, m) with one matrix per bundle."""
-    return x.flatten(0, 2)
-
-
-def softmax_backward(grad: Tensor, probabilities: Tensor, out: Tensor) -> None:
-    """Write the gradient of the scores behind ``probabilities`` (softmax over the last axis) into ``out``."""
-    fused = getattr(torch, "_softmax_backward_data", None)  # private to torch, in one pass
-    if fused is not None:
-        fused(grad, probabilities, -1, probabilities.dtype, grad_input=out)
-    else:
-        torch.mul(grad, probabilities, out=out)
-        out.addcmul_(probabilities, out.sum(-1, keepdim=True), value=-1)
+def _join_heads(x: Tensor) -> Tensor:
+    """Return (R, P, H, n, d) as (R, P n, width)."""
+    return x.transpose(2, 3).flatten(3).flatten(1, 2)

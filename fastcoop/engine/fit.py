@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from fastcoop.engine.packing import pack_tree
 from fastcoop.memo import memoize
 from fastcoop.prompts.layout import PromptLayout
 from fastcoop.prompts.tree import Tree, TreeKey, class_tree, tree_key
@@ -268,20 +267,14 @@ def _tree_cost(
 
 def _activation_numbers(tree: Tree, rows: int, text: TextTower, item_bytes: int, on_cpu: bool) -> int:
     """Numbers that one run adds to a batch: what layers keep for backward, and scratch memory."""
-    packing, width, heads = pack_tree(tree), text.width, text.heads
-    shared, positions, scores = len(packing.constants), 0, 0
-    for number, (constants, live) in enumerate(packing.packs):
-        positions += live.size
-        scores += live.size * (shared + constants.shape[1] + live.shape[1])
-        shared += live.size if number == 0 and packing.has_trunk else 0
-    # Per layer: two residual streams, the MLP's hidden row, two means and two deviations; by pack q, k and v, and the
-    # attention probabilities.
-    kept = rows * (2 * width + text.hidden + 4) + positions * 3 * width + heads * scores
-    # Once: about 8 widths (qkv 3, its gradient by pack 3, attended 1, grad_input 1); scores by kind, joined, and their
-    # gradient (3); class features, leaf features and their gradients (about 4).
-    # In numbers of two bytes, 2 more widths: residual gradients are in float32.
-    widths = 10 if item_bytes == 2 else 8
-    scratch = rows * widths * width + heads * 3 * scores + len(tree.leaf) * 4 * text.dim
+    width, scores = text.width, text.heads * int((tree.depth[tree.live] + 1).sum())
+    # Per layer: two residual streams, the MLP's hidden row, two means and two deviations, q, k and v, and the attention
+    # probabilities.
+    kept = rows * (5 * width + text.hidden + 4) + scores
+    # Once: about 5 widths (the gradients of q, k and v 3, attended 1, grad_input 1); class features, leaf features and
+    # their gradients (about 4). In numbers of two bytes, 2 more widths: residual gradients are in float32.
+    widths = 7 if item_bytes == 2 else 5
+    scratch = rows * widths * width + len(tree.leaf) * 4 * text.dim
     return text.layers * kept + scratch + (0 if on_cpu else rows * _chunk_numbers(text))
 
 

@@ -163,15 +163,9 @@ class LayerMemory:
         # Of each chunk of rows, means and reciprocal deviations of the input and of ``middle``.
         self.x_stats: list[list[Tensor]] = []
         self.middle_stats: list[list[Tensor]] = []
-        # Attention by packs, per chunk, or per chunk and pack. Nothing is kept for None in place of a chunk.
-        self.slices = defaultdict[Group | None, Buffer](buffer)  # (slices, d): queries, keys and values
-        self.shared_kv = defaultdict[Group | None, Buffer](buffer)  # (2, R, H, S, d): of constants and trunk
-        # (2, R, H, P, K, d): own keys and values, with the constants before them.
-        self.own_kv = defaultdict[tuple[Group | None, int], Buffer](buffer)
-        # (R, H, P, queries, S + K)
-        self.probabilities = defaultdict[tuple[Group | None, int], Buffer](buffer)
-        self.products: dict[Group, Any] = {}  # `ChunkProducts` over this memory
-        self.qkv = buffer()  # (rows, 3 width): with kernels, in place of the above
+        self.qkv = buffer()  # (rows, 3 width): queries, keys and values
+        # Of each group, with the kernels for CPUs: (runs, heads, queries' keys). Nothing is kept for None.
+        self.probabilities = defaultdict[Group | None, Buffer](buffer)
         # The MLP; in the last layer, of leaves.
         self.middle = buffer()  # (rows, width): the residual stream between attention and MLP
         self.hidden = buffer()  # (rows, hidden): the MLP before its activation
@@ -198,15 +192,8 @@ class Workspace:
         self.layers = [layers[layer % len(layers)] for layer in range(count)]
 
         # Scratch memory. A gradient has the memory of the tensor that its computation no longer reads.
-        self.qkv = self.grad_qkv = buffer()  # (rows, 3 width): the layer's queries, keys and values
+        self.grad_qkv = buffer()  # (rows, 3 width)
         self.attended = self.grad_attended = buffer()  # (rows, width): attention's output
-        self.grad_slices = buffer()  # (slices, d)
-        self.grad_shared = buffer()  # (2, R, H, S, d): gradients of keys and values that bundles share
-        self.attended_slices = buffer()  # (queries, d): attention's output by pack, or its gradient
-        self.scores_shared = buffer()  # (R, H, P, queries, S): scores, or gradients of probabilities
-        self.scores_own = buffer()  # (R, H, P, queries, K)
-        self.scores = buffer()  # (R, H, P, queries, S + K): both side by side
-        self.grad_scores = buffer()  # (R, H, P, queries, S + K)
         self.activation = buffer()  # (rows of a chunk, hidden): behind the activation, or the gradient there
         self.grad_x = buffer(tower.sum_dtype)  # (rows, width): gradient of the first or last layer's input
 

@@ -1,24 +1,18 @@
-"""Lay a tree out: rows for the dense products, packs for attention, and the constants of the frozen tower.
+"""Lay a tree out: rows for the dense products, and the constants of the frozen tower.
 
 Only live nodes (with a context vector at or above them) get a row. The others are constants: they are only read, as
-keys and values. A run's rows are its live nodes in depth-first order.
-
-A node reads three kinds of keys: the constants and the trunk (shared by all bundles), and the nodes of its own bundle
-whose subtree contains it. `packing` cuts a tree into these.
+keys and values. A run's rows are its live nodes in depth-first order; a row reads itself and its ancestors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcoop.engine.packing import NONE, pack_tree, padded, split
 from fastcoop.engine.weights import FoldedTower, bmm
 from fastcoop.prompts.tree import Tree
 
@@ -27,15 +21,6 @@ def split_runs(rows: Tensor, groups: Sequence[tuple[int, int]]) -> list[Tensor]:
     """Cut rows of all runs, (n, ...), into (runs, rows of a run, ...) of each group, given as these two numbers."""
     parts = rows.split([runs * count for runs, count in groups])
     return [part.unflatten(0, group) for part, group in zip(parts, groups, strict=True)]
-
-
-class Pack(NamedTuple):
-    """One batched product of attention: bundles, padded at the end to one length."""
-
-    positions: np.ndarray  # (bundles, length), numbered through all packs
-    mask: Tensor  # (bundles or 1, length, before + length): 0 where a position reads a key of its bundle, else -inf
-    constants: np.ndarray  # (bundles, before) constant nodes read before the bundle's own keys
-    leaf_places: np.ndarray  # (bundles, most leaves of one): places of leaves, padded with other places
 
 
 class OrderedSum:
@@ -61,7 +46,7 @@ class OrderedSum:
 
 
 class TreeLayout:
-    """A tree laid out for one tower: its rows and packs, the int64 indices between them, and its constants."""
+    """A tree laid out for one tower: its rows, int64 indices of them, and its constants."""
 
     def __init__(self, tree: Tree, tower: FoldedTower):
         device, dtype = tower.device, tower.dtype
@@ -69,36 +54,14 @@ class TreeLayout:
         def tensor(values: np.ndarray) -> Tensor:
             return torch.as_tensor(values, device=device)
 
-        self.tree, packing, packs, start = tree, pack_tree(tree), [], 0
-        for constants, nodes in packing.packs:
-            positions = np.arange(start, start := start + nodes.size).reshape(nodes.shape)
-            mask = _mask(tree, nodes, np.hstack([constants, nodes]), dtype).to(device)
-            is_leaf = np.isin(nodes, tree.leaf)
-            leaf_places = np.argsort(~is_leaf, axis=1, kind="stable")[:, : is_leaf.sum(1).max()]
-            packs.append(Pack(positions, mask, constants, leaf_places))
-        self.packs = tuple(packs)
-        self.trunk = packs[0] if packing.has_trunk else None
-        self.shared_constants = np.array(packing.constants, np.int64)  # constant nodes above every leaf
-
+        self.tree = tree
         live_nodes = np.flatnonzero(tree.live)
         row_of = np.cumsum(tree.live) - 1  # of each live node
-        nodes = np.concatenate([live.ravel() for _, live in packing.packs])
-        padding = nodes == NONE
         self.rows = len(live_nodes)  # of one run
-        self.positions = len(nodes)  # of all packs
-        self.gather = np.where(padding, 0, row_of[nodes])  # (positions,) the row there; row 0 as padding
-        distinct, first = np.unique(nodes, return_index=True)
-        self.query_positions = first[distinct != NONE]  # (rows,) the first position of each row
-        is_query = np.isin(np.arange(len(nodes)), self.query_positions)
-        self.copies = np.flatnonzero(~is_query & ~padding)  # positions that hold further copies of a row
-        copied_rows, copied = np.unique(self.gather[self.copies], return_inverse=True)
-        self.copied_rows = tensor(copied_rows)
-        self.sum_copies = OrderedSum(copied, device, dtype)  # from copies to copied_rows
 
         leaves, class_leaf = np.unique(tree.leaf, return_inverse=True)
         self.leaves = len(leaves)  # of one run
         self.leaf_rows = tensor(row_of[leaves])  # (leaves,)
-        self.leaf_query_positions = self.query_positions[row_of[leaves]]  # (leaves,)
         self.classes, self.class_leaf = len(class_leaf), class_leaf  # (classes,) each class's leaf
         self.sum_classes = OrderedSum(class_leaf, device, dtype)  # from classes to leaves
 
@@ -119,25 +82,16 @@ class TreeLayout:
         self.frozen_qkv = normal @ tower.blocks[0].qkv  # (frozen rows, 3 width)
         self.constants = constants_of(tower, tree)  # per layer
 
-    @cached_property
-    def packed_constants(self) -> list[list[Tensor]]:
-        """Per layer, the shared constants (2, H, S, d), and those before each pack (2, H, bundles, before, d)."""
-        number = np.cumsum(~self.tree.live) - 1  # of each constant node
-        nodes = [self.shared_constants, *(pack.constants for pack in self.packs)]
-        at = [torch.as_tensor(number[np.maximum(index, 0)]) for index in nodes]  # padding is masked
-        return [[kv[:, :, index.to(kv.device)].contiguous() for index in at] for kv in self.constants]
+
+NONE = -1  # in place of a node: padding
 
 
-def _mask(tree: Tree, queries: np.ndarray, keys: np.ndarray, dtype: torch.dtype) -> Tensor:
-    """Return the additive mask of nodes (bundles, queries) reading (bundles, keys); one where all are equal.
-
-    Padding reads everything: a softmax over masked keys alone is not finite.
-    """
-    key, query = keys[:, None, :], queries[:, :, None]
-    allowed = (query == NONE) | (key != NONE) & (key <= query) & (query < tree.subtree_end[key])
-    if (allowed == allowed[:1]).all():
-        allowed = allowed[:1]
-    return torch.zeros(allowed.shape, dtype=dtype).masked_fill_(torch.as_tensor(~allowed), -torch.inf)
+def padded(lists: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return lists of nodes as rows, padded at the end with NONE."""
+    rows = np.full((len(lists), max(map(len, lists))), NONE, np.int64)
+    for row, nodes in zip(rows, lists, strict=True):
+        row[: len(nodes)] = nodes
+    return rows
 
 
 def constants_of(tower: FoldedTower, tree: Tree) -> tuple[Tensor, ...]:
@@ -146,7 +100,8 @@ def constants_of(tower: FoldedTower, tree: Tree) -> tuple[Tensor, ...]:
     Constant nodes form paths of their own (the start token; with the class in front, the class names). A plain causal
     pass over these paths gives their keys and values in every layer. Without a start token there may be none.
     """
-    paths = [path for leaf in tree.leaf if (path := split(tree, tree.path(int(leaf))).constants)]
+    of_leaves = ([node for node in tree.path(int(leaf)) if not tree.live[node]] for leaf in tree.leaf)
+    paths = [path for path in of_leaves if path]
     if not paths:
         d = tower.width // tower.heads
         return (tower.projection.new_empty(2, tower.heads, 0, d),) * len(tower.blocks)

@@ -92,8 +92,6 @@ class _TwoTrees:
         for layer in range(self.layer):
             x = self.below.layer(layer, x, workspace)
         x = x.clone()  # the next input has the same memory
-        if self.layer == self.above.last:  # it writes queries of leaves only, and reads the others as padding
-            workspace.qkv(self.above.forest.rows, 3 * self.tower.width).zero_()
         y = workspace.x[self.layer](self.above.forest.rows, self.tower.width)
         y[self.above.forest.used_rows :].zero_()
         y.index_copy_(0, self.kept, x.index_select(0, self.source))

@@ -35,7 +35,7 @@ LAYOUTS = [PromptLayout(4), PromptLayout(3, "mid", True), PromptLayout(2, "front
     ("dtype", "layers", "quick_gelu", "width", "start"),
     [(torch.float64, 3, False, 32, 1), (torch.float32, 1, True, 24, 1), (torch.float64, 2, False, 16, 0)],
 )
-def test_a_forest_through_the_kernels_is_the_one_through_the_packs(dtype, layers, quick_gelu, width, start):
+def test_a_forest_through_the_kernels_is_the_one_without_them(dtype, layers, quick_gelu, width, start):
     backbone = tiny_backbone(dtype, layers=layers, quick_gelu=quick_gelu, width=width)
     if not start:  # as mT5's tokenizer, so that there may be no constants
         backbone = replace(backbone, tokenizer=partial(startless, backbone.tokenizer))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
-from unittest.mock import patch
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastcoop.engine import PromptEncoder, encode_prompts, packing
+from fastcoop.engine import PromptEncoder, encode_prompts
 from fastcoop.engine.forest import Forest, Trees, Workspace
 from fastcoop.engine.tower import ForestPass
 from fastcoop.engine.tree_layout import TreeLayout
@@ -122,7 +121,7 @@ def test_mixed_runs_in_one_forest_match_the_reference(backbone):
 
 
 def test_padding_without_a_start_token_changes_nothing():
-    """A bundle of a short name is padded, and padding has no constant to read."""
+    """A short prompt is padded, and padding has no constant to read."""
     tower = fold(tiny_backbone().text)
     names = [[1], [2, 3], [3, 2, 1]]
     vectors = torch.randn(len(names), tower.width, dtype=tower.dtype)
@@ -191,16 +190,11 @@ layouts = st.builds(
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    items=st.lists(st.tuples(name_lists, layouts, st.integers(1, 3)), min_size=1, max_size=4),
-    position=st.sampled_from([0, packing.POSITION_COST, 10_000]),
-    pack=st.sampled_from([0, packing.PACK_COST, 1_000_000]),
-)
-def test_random_forests_match_the_reference_however_their_paths_are_bundled(backbone, items, position, pack):
+@given(st.lists(st.tuples(name_lists, layouts, st.integers(1, 3)), min_size=1, max_size=4))
+def test_random_forests_match_the_reference(backbone, items):
     torch.manual_seed(0)
     built = [(names, layout, contexts_for(layout, names, runs, backbone)) for names, layout, runs in items]
-    with patch.multiple(packing, POSITION_COST=position, PACK_COST=pack):
-        features, gradients = compare(backbone, built)
+    features, gradients = compare(backbone, built)
     assert features < FEATURES
     assert gradients < GRADIENTS
 
