@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -44,14 +45,27 @@ def forest_of(dtype: torch.dtype, trees, width: int = 32, heads: int = 2) -> For
     return Forest(tower, groups)
 
 
+def numbers(forest: Forest, draw: torch.Generator, *shape: int) -> torch.Tensor:
+    """Draw numbers of the forest's precision, in float64."""
+    return torch.randn(shape, generator=draw, dtype=torch.float64).to(forest.tower.dtype).double()
+
+
+def random_qkv(forest: Forest, draw: torch.Generator, rows: int) -> torch.Tensor:
+    """Draw queries, keys and values (rows, 3 width); queries are scaled, as the tower's."""
+    width = forest.tower.width
+    qkv = numbers(forest, draw, rows, 3 * width)
+    qkv[:, :width] *= 2.0 ** -round(math.log2(width // forest.tower.heads) / 2)  # exact
+    return qkv
+
+
 def attended(attention, forest: Forest, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the outputs and the gradient of qkv, from equal random numbers; of queries that exist."""
     draw, workspace, width = torch.Generator().manual_seed(0), Workspace(forest.tower), forest.tower.width
     is_last = layer == attention.last
     qkv = attention.qkv(layer, workspace)
-    qkv.copy_(2 * torch.randn(qkv.shape, generator=draw, dtype=torch.float64))
+    qkv.copy_(random_qkv(forest, draw, forest.rows))
     out = attention.forward(layer, workspace).clone()
-    grad = torch.randn(out.shape, generator=draw, dtype=torch.float64).to(out.dtype)
+    grad = numbers(forest, draw, *out.shape).to(out.dtype)
     of_qkv = attention.backward(layer, grad, workspace).clone()
     again = attention.backward(layer, grad, workspace)
     asked = forest.leaf_rows if is_last else slice(None)
@@ -68,8 +82,7 @@ def dense(forest: Forest, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The same by one dense masked softmax over all nodes of each run."""
     tower, draw, heads = forest.tower, torch.Generator().manual_seed(0), forest.tower.heads
     is_last = layer == len(tower.blocks) - 1
-    qkv = 2 * torch.randn(forest.rows, 3 * tower.width, generator=draw, dtype=torch.float64)
-    qkv.requires_grad_()
+    qkv = random_qkv(forest, draw, forest.rows).requires_grad_()
     outputs = []
     for g in forest.groups:
         tree, rows = g.tree_layout.tree, qkv[g.rows].unflatten(0, (g.runs, -1))
@@ -83,7 +96,7 @@ def dense(forest: Forest, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         out = ((q @ k.mT).masked_fill(~reads[live], -torch.inf).softmax(-1) @ v).transpose(1, 2).flatten(2)
         outputs.append((out[:, g.tree_layout.leaf_rows] if is_last else out).flatten(0, 1))
     out = torch.cat(outputs)
-    grad = torch.randn(out.shape, generator=draw, dtype=torch.float64)
+    grad = numbers(forest, draw, *out.shape)
     return out.detach(), torch.autograd.grad(out, qkv, grad)[0]
 
 
@@ -129,10 +142,9 @@ def test_other_runs_and_threads_change_no_bit_of_a_run():
             attention, workspace = TreeAttention(forest), Workspace(forest.tower)
             draw = torch.Generator().manual_seed(0)
             qkv = attention.qkv(0, workspace)
-            own = 2 * torch.randn(alone.rows, qkv.shape[1], generator=draw, dtype=torch.float64)
+            qkv.fill_(torch.nan)[: alone.rows] = random_qkv(forest, draw, alone.rows)
             grad = torch.full((forest.rows, 32), torch.nan)
-            grad[: alone.rows] = torch.randn(alone.rows, 32, generator=draw, dtype=torch.float64)
-            qkv.fill_(torch.nan)[: alone.rows] = own
+            grad[: alone.rows] = numbers(forest, draw, alone.rows, 32)
             assert torch.equal(attention.forward(0, workspace)[: alone.rows], expected[0])
             assert torch.equal(attention.backward(0, grad, workspace)[: alone.rows], expected[1])
     finally:
