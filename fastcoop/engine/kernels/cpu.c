@@ -1,7 +1,7 @@
 /* Attention over trees on a CPU, in float32: each query goes over its own keys, where the products wrote them.
  *
- * Each run and head is computed alone and in one order, so that neither other runs nor threads change its bits. `vec`
- * is GCC's and Clang's own type: 16 numbers, in as many registers as that takes.
+ * The numbers of a run and head are computed in one order, so that neither other runs nor threads change their bits.
+ * `vec` is GCC's and Clang's own type: 16 numbers, in as many registers as that takes.
  */
 
 #include <stdint.h>
@@ -117,107 +117,110 @@ INLINE void products(int d, const float *x, const float **at, int n, long offset
     }
 }
 
-INLINE void forward(int d, const Tree *tree, long run, int h, int heads, const float *qkv, const float *constants,
-                    float *probabilities, float *out) {
-    const long width = (long)heads * d;
+INLINE void forward(int d, const Tree *tree, long run, int first, int last, int heads, const float *qkv,
+                    const float *constants, float *probabilities, float *out) {
+    const long width = (long)heads * d, entries = tree->first[tree->queries];
     const float *at[MOST_KEYS];
     vec p[MOST_KEYS / LANES];
-    qkv += run * tree->rows * 3 * width + h * d;
-    constants += h * d;
-    probabilities += (run * heads + h) * tree->first[tree->queries];
-    out += run * tree->outputs * width + h * d;
+    qkv += run * tree->rows * 3 * width;
+    probabilities += run * heads * entries;
+    out += run * tree->outputs * width;
     for (int i = 0; i < tree->queries; i++) {
         const int n = locate(tree, i, qkv + width, constants, width, at);
-        products(d, qkv + tree->row[i] * 3 * width, at, n, 0, -1e30f, p);
-        vec most = p[0], total = {0}, sums[MOST_VECTORS] = {{0}};
-        for (int j = 1; j * LANES < n; j++)
-            most = larger(most, p[j]);
-        most = largest(most);
-        for (int j = 0; j * LANES < n; j++)
-            total += p[j] = exponential(p[j] - most);
-        total = 1.0f / sum(total);
-        for (int j = 0; j * LANES < n; j++)
-            p[j] *= total;
-        memcpy(probabilities, p, n * sizeof(float));
-        for (int j = 0; j < n; j++)
+        for (int h = first; h < last; h++) {
+            float *own = probabilities + h * entries + tree->first[i];
+            products(d, qkv + tree->row[i] * 3 * width + h * d, at, n, h * d, -1e30f, p);
+            vec most = p[0], total = {0}, sums[MOST_VECTORS] = {{0}};
+            for (int j = 1; j * LANES < n; j++)
+                most = larger(most, p[j]);
+            most = largest(most);
+            for (int j = 0; j * LANES < n; j++)
+                total += p[j] = exponential(p[j] - most);
+            total = 1.0f / sum(total);
+            for (int j = 0; j * LANES < n; j++)
+                p[j] *= total;
+            memcpy(own, p, n * sizeof(float));
+            for (int j = 0; j < n; j++)
+                for (int e = 0; e < d / LANES; e++)
+                    sums[e] += own[j] * load(at[j] + width + h * d + e * LANES);
             for (int e = 0; e < d / LANES; e++)
-                sums[e] += probabilities[j] * load(at[j] + width + e * LANES);
-        for (int e = 0; e < d / LANES; e++)
-            store(out + tree->output[i] * width + e * LANES, sums[e]);
-        probabilities += n;
+                store(out + tree->output[i] * width + h * d + e * LANES, sums[e]);
+        }
     }
 }
 
-INLINE void backward(int d, const Tree *tree, long run, int h, int heads, const float *qkv, const float *constants,
-                     const float *probabilities, const float *grad, float *grad_qkv) {
-    const long width = (long)heads * d;
+INLINE void backward(int d, const Tree *tree, long run, int first, int last, int heads, const float *qkv,
+                     const float *constants, const float *probabilities, const float *grad, float *grad_qkv) {
+    const long width = (long)heads * d, entries = tree->first[tree->queries];
     const float *at[MOST_KEYS];
     vec p[MOST_KEYS / LANES], scores[MOST_KEYS / LANES];
-    qkv += run * tree->rows * 3 * width + h * d;
-    grad_qkv += run * tree->rows * 3 * width + h * d;
-    constants += h * d;
-    probabilities += (run * heads + h) * tree->first[tree->queries];
-    grad += run * tree->outputs * width + h * d;
-    for (long row = 0; row < tree->rows; row++)
-        for (int kind = 0; kind < 3; kind++)
-            memset(grad_qkv + (row * 3 + kind) * width, 0, d * sizeof(float));
+    qkv += run * tree->rows * 3 * width;
+    grad_qkv += run * tree->rows * 3 * width;
+    probabilities += run * heads * entries;
+    grad += run * tree->outputs * width;
+    for (long part = 0; part < tree->rows * 3l; part++) /* queries, keys and values of a row in turn */
+        memset(grad_qkv + part * width + first * d, 0, (last - first) * d * sizeof(float));
     for (int i = 0; i < tree->queries; i++) {
-        const float *q = qkv + tree->row[i] * 3 * width, *g = grad + tree->output[i] * width;
         const int32_t *key = tree->key + tree->first[i];
-        const int n = locate(tree, i, qkv + width, constants, width, at), last = (n - 1) / LANES;
-        products(d, g, at, n, width, 0.0f, scores); /* gradients of the probabilities */
-        p[last] = (vec){0};
-        memcpy(p, probabilities, n * sizeof(float));
-        vec mean = {0}, own_q[MOST_VECTORS], own_g[MOST_VECTORS], sums[MOST_VECTORS] = {{0}};
-        for (int j = 0; j <= last; j++)
-            mean += p[j] * scores[j];
-        mean = sum(mean);
-        for (int j = 0; j <= last; j++)
-            scores[j] = p[j] * (scores[j] - mean);
-        for (int e = 0; e < d / LANES; e++) {
-            own_q[e] = load(q + e * LANES);
-            own_g[e] = load(g + e * LANES);
-        }
-        for (int j = 0; j < n; j++) {
-            const float score = ((const float *)scores)[j], weight = probabilities[j];
-            for (int e = 0; e < d / LANES; e++)
-                sums[e] += score * load(at[j] + e * LANES);
-            if (key[j] < 0)
-                continue; /* nothing reads a constant's gradient */
-            float *grad_k = grad_qkv + key[j] * 3 * width + width, *grad_v = grad_k + width;
+        const int n = locate(tree, i, qkv + width, constants, width, at), end = (n - 1) / LANES;
+        for (int h = first; h < last; h++) {
+            const float *own = probabilities + h * entries + tree->first[i];
+            const float *q = qkv + tree->row[i] * 3 * width + h * d, *g = grad + tree->output[i] * width + h * d;
+            products(d, g, at, n, width + h * d, 0.0f, scores); /* gradients of the probabilities */
+            p[end] = (vec){0};
+            memcpy(p, own, n * sizeof(float));
+            vec mean = {0}, own_q[MOST_VECTORS], own_g[MOST_VECTORS], sums[MOST_VECTORS] = {{0}};
+            for (int j = 0; j <= end; j++)
+                mean += p[j] * scores[j];
+            mean = sum(mean);
+            for (int j = 0; j <= end; j++)
+                scores[j] = p[j] * (scores[j] - mean);
             for (int e = 0; e < d / LANES; e++) {
-                store(grad_k + e * LANES, load(grad_k + e * LANES) + score * own_q[e]);
-                store(grad_v + e * LANES, load(grad_v + e * LANES) + weight * own_g[e]);
+                own_q[e] = load(q + e * LANES);
+                own_g[e] = load(g + e * LANES);
             }
+            for (int j = 0; j < n; j++) {
+                const float score = ((const float *)scores)[j], weight = own[j];
+                for (int e = 0; e < d / LANES; e++)
+                    sums[e] += score * load(at[j] + h * d + e * LANES);
+                if (key[j] < 0)
+                    continue; /* nothing reads a constant's gradient */
+                float *grad_k = grad_qkv + (key[j] * 3 + 1) * width + h * d, *grad_v = grad_k + width;
+                for (int e = 0; e < d / LANES; e++) {
+                    store(grad_k + e * LANES, load(grad_k + e * LANES) + score * own_q[e]);
+                    store(grad_v + e * LANES, load(grad_v + e * LANES) + weight * own_g[e]);
+                }
+            }
+            for (int e = 0; e < d / LANES; e++)
+                store(grad_qkv + tree->row[i] * 3 * width + h * d + e * LANES, sums[e]);
         }
-        for (int e = 0; e < d / LANES; e++)
-            store(grad_qkv + tree->row[i] * 3 * width + e * LANES, sums[e]);
-        probabilities += n;
     }
 }
 
-/* For all runs and heads. The number of vectors of a head is known to the compiler for CLIP's 64 numbers, and for
-   small towers' 32. */
-#define EACH(function, ...)                                               \
-    _Pragma("omp parallel for collapse(2) schedule(static)")              \
-    for (long run = 0; run < runs; run++)                                 \
-        for (int h = 0; h < heads; h++) {                                 \
-            if (d == 64)                                                  \
-                function(64, tree, run, h, heads, __VA_ARGS__);           \
-            else if (d == 32)                                             \
-                function(32, tree, run, h, heads, __VA_ARGS__);           \
-            else                                                          \
-                function(d, tree, run, h, heads, __VA_ARGS__);            \
+/* For all runs and heads: threads share the runs, or where these are few, the heads of each. The number of vectors of a
+   head is known to the compiler for CLIP's 64 numbers, and for small towers' 32. */
+#define EACH(function, ...)                                                          \
+    const int parts = runs < threads ? heads : 1, size = heads / parts;              \
+    _Pragma("omp parallel for collapse(2) schedule(static) num_threads(threads)")    \
+    for (long run = 0; run < runs; run++)                                            \
+        for (int part = 0; part < parts; part++) {                                   \
+            const int first = part * size, last = first + size;                      \
+            if (d == 64)                                                             \
+                function(64, tree, run, first, last, heads, __VA_ARGS__);            \
+            else if (d == 32)                                                        \
+                function(32, tree, run, first, last, heads, __VA_ARGS__);            \
+            else                                                                     \
+                function(d, tree, run, first, last, heads, __VA_ARGS__);             \
         }
 
 /* Write the probabilities, (runs, heads, entries), and the output (runs, outputs, width). */
-void attend(const Tree *tree, long runs, int heads, int d, const float *qkv, const float *constants,
+void attend(int threads, const Tree *tree, long runs, int heads, int d, const float *qkv, const float *constants,
             float *probabilities, float *out) {
     EACH(forward, qkv, constants, probabilities, out)
 }
 
 /* Write the gradient of qkv from that of the output: zero for keys that nothing reads, and for rows without query. */
-void attend_backward(const Tree *tree, long runs, int heads, int d, const float *qkv, const float *constants,
-                     const float *probabilities, const float *grad, float *grad_qkv) {
+void attend_backward(int threads, const Tree *tree, long runs, int heads, int d, const float *qkv,
+                     const float *constants, const float *probabilities, const float *grad, float *grad_qkv) {
     EACH(backward, qkv, constants, probabilities, grad, grad_qkv)
 }

@@ -163,9 +163,9 @@ class TreeAttention:
         reads = self._reads[layout, layer == self.last]
         probabilities = memory.probabilities[group if workspace.keep else None]
         return (
-            ctypes.byref(reads.tree), ctypes.c_long(group.runs), self.heads, self.width // self.heads,
-            _address(self.qkv(layer, workspace)[group.rows]), _address(self._constants[layout][layer]),
-            _address(probabilities(group.runs * self.heads * reads.entries)),
+            torch.get_num_threads(), ctypes.byref(reads.tree), ctypes.c_long(group.runs), self.heads,
+            self.width // self.heads, _address(self.qkv(layer, workspace)[group.rows]),
+            _address(self._constants[layout][layer]), _address(probabilities(group.runs * self.heads * reads.entries)),
         )  # fmt: skip
 
 
