@@ -19,6 +19,9 @@ from fastcoop.engine.forest import Forest, Group, Workspace
 from fastcoop.engine.tree_layout import NONE, TreeLayout, padded
 
 
+GATHERED = {"cpu": 2048, "cuda": 65536}  # keys at a time: on a CPU they stay in its cache
+
+
 class Paths(NamedTuple):
     """P prompts of a tree with equally many queries.
 
@@ -47,9 +50,10 @@ def paths_of(layout: TreeLayout, leaves_only: bool, dtype: torch.dtype) -> list[
     def number(prompt: tuple[np.ndarray, np.ndarray]) -> int:
         return len(prompt[0])
 
-    found = []
-    for _, equal in groupby(sorted(prompts, key=number), key=number):
-        own, nodes = zip(*equal, strict=True)
+    groups = [list(equal) for _, equal in groupby(sorted(prompts, key=number), key=number)]
+    found, most = [], max(1, _keys_at_once(device) // (int(tree.depth.max()) + 1))
+    for part in (group[i : i + most] for group in groups for i in range(0, len(group), most)):
+        own, nodes = zip(*part, strict=True)
         queries, keys = np.stack(own), padded(nodes)
         is_read = np.arange(keys.shape[1]) <= tree.depth[queries][..., None]
         mask = torch.zeros(is_read.shape, dtype=dtype).masked_fill_(torch.as_tensor(~is_read), -torch.inf)
@@ -57,6 +61,10 @@ def paths_of(layout: TreeLayout, leaves_only: bool, dtype: torch.dtype) -> list[
         rows, outputs, sources = (torch.as_tensor(index, device=device) for index in indices)
         found.append(Paths(rows, outputs, sources, mask[:, None].to(device)))
     return found
+
+
+def _keys_at_once(device: torch.device) -> int:
+    return GATHERED.get(device.type, GATHERED["cpu"])
 
 
 def constant_rows(layout: TreeLayout) -> list[Tensor]:
@@ -122,11 +130,11 @@ class PathAttention:
         return result
 
     def _chunks(self, is_last: bool) -> Iterator[tuple[Group, list[Paths]]]:
-        """Yield so few runs of a group at a time that the keys gathered of them stay in a CPU's cache."""
+        """Yield as many runs of a group as are gathered at a time."""
         for group in self.forest.groups:
             paths = self._paths[group.tree_layout, is_last]
             gathered = max(one.keys.numel() for one in paths)
-            for chunk in group.split(max(1, self.forest.chunk // gathered)):
+            for chunk in group.split(max(1, _keys_at_once(self.forest.tower.device) // gathered)):
                 yield chunk, paths
 
     def _kv(self, layer: int, group: Group, workspace: Workspace) -> Tensor:

@@ -30,9 +30,9 @@ from fastcoop.files import atomic_write
 LANES = 16  # this and the next two as in cpu.c
 MOST_VECTORS = 8
 MOST_KEYS = 1024
-FLAGS = (
-    "-O3 -march=native -fopenmp -shared -fPIC"  # torch's own OpenMP threads are used: it is loaded already
-)
+FLAGS = "-O3 -shared -fPIC"
+# Tried in turn: Apple's compiler has no OpenMP. With it, torch's own threads are used, since its library is loaded.
+MORE_FLAGS = ("-march=native -fopenmp", "-march=native", "")
 
 log = logging.getLogger("fastcoop")
 
@@ -44,8 +44,8 @@ def library() -> ctypes.CDLL | None:
     command = [*shlex.split(os.environ.get("CC") or "cc"), *FLAGS.split(), str(source)]
     known = "\n".join([*command, platform.platform(), _processor(), source.read_text("utf-8")])
     name = f"cpu-{hashlib.sha256(known.encode()).hexdigest()[:16]}.so"
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastcoop"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastcoop"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not (folder / name).exists():
@@ -62,7 +62,11 @@ def library() -> ctypes.CDLL | None:
 
 
 def _compile(command: list[str], path: Path) -> None:
-    subprocess.run([*command, "-o", str(path)], check=True, capture_output=True, timeout=60)
+    for flags in MORE_FLAGS:
+        done = subprocess.run([*command, *flags.split(), "-o", str(path)], capture_output=True, timeout=60)
+        if done.returncode == 0:
+            return
+    done.check_returncode()
 
 
 def _processor() -> str:
