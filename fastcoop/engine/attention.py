@@ -18,7 +18,6 @@ from torch import Tensor
 from fastcoop.engine.forest import Forest, Group, Workspace
 from fastcoop.engine.tree_layout import NONE, TreeLayout, padded
 
-
 GATHERED = {"cpu": 2048, "cuda": 65536}  # keys at a time: on a CPU they stay in its cache
 
 
