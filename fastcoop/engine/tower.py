@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from fastcoop.backbones import PlainTower
-from fastcoop.engine.attention import PathAttention
 from fastcoop.engine.fit import usable_bytes
 from fastcoop.engine.forest import Forest, Workspace
 from fastcoop.engine.kernels import are_usable
-from fastcoop.engine.kernels.cpu import TreeAttention
+from fastcoop.engine.kernels.cpu import attention_of
 from fastcoop.engine.plain import PlainPass, PlainWorkspace
 from fastcoop.engine.tree_layout import split_runs
 from fastcoop.engine.weights import ANY_ROWS, RowRule
@@ -75,7 +74,7 @@ class ForestPass:
 
     def __init__(self, forest: Forest):
         self.forest, self.tower = forest, forest.tower
-        self.attention = TreeAttention(forest) if TreeAttention.is_usable(forest) else PathAttention(forest)
+        self.attention = attention_of(forest)
         self.vector_of_row, self.leaf_of_class = (
             torch.as_tensor(index, device=forest.tower.device)
             for index in (forest.vector_of_row, forest.leaf_of_class)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
+import pickle
 import subprocess
 import sys
 from functools import cache
@@ -13,14 +15,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastcoop.engine import PromptEncoder, train
 from fastcoop.engine import tower as tower_module
-from fastcoop.engine import train
 from fastcoop.engine.attention import PathAttention, paths_of
 from fastcoop.engine.forest import Forest, Workspace
 from fastcoop.engine.kernels import cpu
 from fastcoop.engine.kernels.cpu import TreeAttention
 from fastcoop.engine.tree_layout import TreeLayout
 from fastcoop.engine.weights import FoldedTower, fold
+from fastcoop.prompts import PromptLayout
 from fastcoop.prompts.layout import Slot
 from fastcoop.prompts.tree import build_tree
 from tests.engine.conftest import tiny_backbone
@@ -187,6 +190,13 @@ def test_float32_towers_on_a_cpu_use_the_kernels_and_others_do_not():
     ):
         forest = forest_of(dtype, [((START, VECTOR), [[1]], 1)], width, heads)
         assert type(tower_module.ForestPass(forest).attention) is expected
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_an_encoder_can_be_copied(copied):
+    encoder = PromptEncoder(tiny_backbone(torch.float32, heads=2), ["cat", "dog"], PromptLayout(4))
+    contexts = torch.randn(1, 4, 32)
+    assert torch.equal(copied(encoder)(contexts), encoder(contexts))
 
 
 CHECK = """

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastcoop.engine.attention import constant_rows
+from fastcoop.engine.attention import PathAttention, constant_rows
 from fastcoop.engine.forest import Forest, Group, Workspace
 from fastcoop.engine.tree_layout import TreeLayout
 from fastcoop.files import atomic_write
@@ -116,6 +116,11 @@ class Reads:
         self.entries = len(keys)
 
 
+def attention_of(forest: Forest) -> PathAttention | TreeAttention:
+    """Return the attention of a forest: by the kernels where they are usable."""
+    return TreeAttention(forest) if TreeAttention.is_usable(forest) else PathAttention(forest)
+
+
 class TreeAttention:
     """Attention of all layers of one forest: what `PathAttention` computes, on rows where they are."""
 
@@ -126,6 +131,9 @@ class TreeAttention:
         self._reads = {(layout, last): Reads(layout, last) for layout in layouts for last in (False, True)}
         self._constants = {layout: constant_rows(layout) for layout in layouts}
         self._kernels: Any = library()
+
+    def __reduce__(self) -> tuple[Any, ...]:  # addresses cannot be copied
+        return attention_of, (self.forest,)
 
     @staticmethod
     def is_usable(forest: Forest) -> bool:
