@@ -31,7 +31,9 @@ from tests.engine.conftest import tiny_backbone
 START, VECTOR, END = Slot(False, 0), Slot(True, 0), Slot(False, 99)
 names = st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=24), min_size=1, max_size=8)
 starts = st.sampled_from([(START, VECTOR), (VECTOR,), (START, Slot(False, 5), VECTOR, Slot(True, 1))])
-compiled = pytest.mark.skipif(cpu.library() is None, reason="no C compiler makes the kernels for CPUs here")
+compiled = pytest.mark.skipif(
+    cpu.load_kernels() is None, reason="no C compiler makes the kernels for CPUs here"
+)
 
 
 @cache
@@ -141,6 +143,8 @@ def test_other_runs_and_threads_change_no_bit_of_a_run():
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
+            for ours, theirs in zip(attended(TreeAttention(alone), alone, 0), expected, strict=True):
+                assert torch.equal(ours, theirs)  # one run: with more threads these share its heads
             forest = forest_of(torch.float32, [(*tree, 3), ((VECTOR,), [[3]], 2)])
             attention, workspace = TreeAttention(forest), Workspace(forest.tower)
             draw = torch.Generator().manual_seed(0)
@@ -166,7 +170,7 @@ def test_scores_far_apart_neither_overflow_nor_lose_the_largest():
 
 
 def kinds() -> list[type]:
-    return [PathAttention, *[TreeAttention] * (cpu.library() is not None)]
+    return [PathAttention, *[TreeAttention] * (cpu.load_kernels() is not None)]
 
 
 def test_the_worked_example_of_the_docstring():
@@ -203,11 +207,11 @@ CHECK = """
 import logging
 logging.basicConfig(level="INFO")
 from fastcoop.engine.kernels import cpu
-print(cpu.library())
+print(cpu.load_kernels())
 """
 
 
-def library_in_a_process(**variables: str) -> subprocess.CompletedProcess[str]:
+def loaded_in_a_process(**variables: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, **variables}
     return subprocess.run(
         [sys.executable, "-c", CHECK], capture_output=True, text=True, env=environment, check=True
@@ -215,7 +219,7 @@ def library_in_a_process(**variables: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_without_a_compiler_the_log_says_what_is_missing(tmp_path):
-    found = library_in_a_process(CC="no-such-compiler", XDG_CACHE_HOME=str(tmp_path))
+    found = loaded_in_a_process(CC="no-such-compiler", XDG_CACHE_HOME=str(tmp_path))
     assert found.stdout.strip() == "None"
     assert "slower without its kernels, which need a C compiler" in found.stderr
     assert not list((tmp_path / "fastcoop").iterdir())
@@ -224,7 +228,7 @@ def test_without_a_compiler_the_log_says_what_is_missing(tmp_path):
 @compiled
 def test_the_kernels_are_compiled_once_for_all_processes(tmp_path):
     for _ in range(2):
-        assert "CDLL" in library_in_a_process(XDG_CACHE_HOME=str(tmp_path)).stdout
+        assert "CDLL" in loaded_in_a_process(XDG_CACHE_HOME=str(tmp_path)).stdout
         (file,) = (tmp_path / "fastcoop").iterdir()
         first = file.stat().st_mtime_ns
         os.utime(file, ns=(1, 1))
@@ -234,12 +238,12 @@ def test_the_kernels_are_compiled_once_for_all_processes(tmp_path):
 @compiled
 def test_a_cache_folder_that_cannot_be_made_is_no_obstacle(tmp_path):
     (tmp_path / "file").write_text("")
-    assert "CDLL" in library_in_a_process(XDG_CACHE_HOME=str(tmp_path / "file")).stdout
+    assert "CDLL" in loaded_in_a_process(XDG_CACHE_HOME=str(tmp_path / "file")).stdout
 
 
 def test_training_goes_on_without_the_kernels(make_run, monkeypatch):
     backbone = tiny_backbone(torch.float32, heads=2)
     (with_kernels,) = train(backbone, [make_run()])
-    monkeypatch.setattr(cpu, "library", lambda: None)
+    monkeypatch.setattr(cpu, "load_kernels", lambda: None)
     (without,) = train(backbone, [make_run()])
     assert torch.allclose(with_kernels.contexts, without.contexts, rtol=1e-4, atol=1e-5)

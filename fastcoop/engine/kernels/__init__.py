@@ -6,7 +6,8 @@ The matrix products stay with cuBLAS. Around them,
 - `step` has the loss of all runs in one launch, and the optimizer in two.
 
 Triton comes with torch's Linux wheels. Only modules of this folder import it, and only where `are_usable` returned
-True. Elsewhere, on a CPU and in float64, the other modules of the engine do the same work.
+True. Elsewhere, on a CPU and in float64, the other modules of the engine do the same work, but for attention on a CPU
+in float32, which is in `cpu`, compiled from C.
 """
 
 from __future__ import annotations

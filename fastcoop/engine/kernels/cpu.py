@@ -38,7 +38,7 @@ log = logging.getLogger("fastcoop")
 
 
 @cache
-def library() -> ctypes.CDLL | None:
+def load_kernels() -> ctypes.CDLL | None:
     """Return the compiled kernels; None where they cannot be compiled, and a line in the log."""
     source = Path(__file__).with_name("cpu.c")
     command = [*shlex.split(os.environ.get("CC") or "cc"), *FLAGS.split(), str(source)]
@@ -107,12 +107,10 @@ class Reads:
         first = np.concatenate([[0], np.cumsum(is_key.sum(1))])
         keys = number[ancestors[queries][is_key]]
         parts = number[queries], np.arange(len(queries)), first, keys
-        self._arrays = [
-            part.astype(np.int32) for part in parts
-        ]  # kept: the structure has their addresses alone
-        self.tree = _Tree(
-            layout.rows, len(queries), len(queries), *(array.ctypes.data for array in self._arrays)
-        )
+        # Kept here, since the structure has their addresses alone.
+        self._arrays = [part.astype(np.int32) for part in parts]
+        addresses = (array.ctypes.data for array in self._arrays)
+        self.tree = _Tree(layout.rows, len(queries), len(queries), *addresses)
         self.entries = len(keys)
 
 
@@ -130,7 +128,7 @@ class TreeAttention:
         layouts = {g.tree_layout: None for g in forest.groups}
         self._reads = {(layout, last): Reads(layout, last) for layout in layouts for last in (False, True)}
         self._constants = {layout: constant_rows(layout) for layout in layouts}
-        self._kernels: Any = library()
+        self._kernels: Any = load_kernels()
 
     def __reduce__(self) -> tuple[Any, ...]:  # addresses cannot be copied
         return attention_of, (self.forest,)
@@ -142,7 +140,7 @@ class TreeAttention:
         d, longest = tower.width // tower.heads, max(g.tree_layout.tree.depth.max() for g in forest.groups)
         fits = d % LANES == 0 and d <= MOST_VECTORS * LANES and longest < MOST_KEYS
         is_own = tower.device.type == "cpu" and tower.dtype == torch.float32
-        return bool(fits and is_own and library() is not None)
+        return bool(fits and is_own and load_kernels() is not None)
 
     def qkv(self, layer: int, workspace: Workspace) -> Tensor:
         """Return the memory (rows, 3 width) into which the tower writes a layer's queries, keys and values."""
